@@ -1,0 +1,558 @@
+"""Train, tune and score a multi-encoder on clips of which only some can be seen (Boes & Van hamme 2022, Sec. 3).
+
+    python train.py --visual openl3                      toy data, made on the spot; minutes on two cores
+    python train.py --visual openl3 --data DIR           DCASE 2020 task 4 in DIR, the paper's schedule
+
+Top to bottom, as time runs: configuration, the plan of batches, one training step, the run, scoring, the command line.
+
+Our choices where the paper is silent (marked `# ours:` below): the batch mean of every loss runs over all its elements; the
+teacher starts as a copy of the student and keeps its own batch norm statistics; the moving average warms up as
+1 - 1 / (t + 1); mixup draws one coin per batch and one ratio per label group, with partners of the same group and the
+same missing streams; the learning rate falls in steps.
+"""
+
+import argparse
+import copy
+import ctypes
+import json
+import math
+import os
+import pickle
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+import features
+import metrics
+from avsed import MultiEncoder
+from features import FRAME_HOP, InputError
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+LEARNING_RATE = 1e-3  # Boes 2022, Sec. 3.1.5
+LR_STEP = 10_000  # iterations (Boes 2022, Sec. 3.1.5)
+EMA_DECAY = 0.999  # per iteration (Boes 2022, Sec. 3.1.5)
+CONSISTENCY = 2.0  # weight of both consistency terms (Boes 2022, Sec. 3.1.5)
+MIXUP_RATE, MIXUP_SHAPE = 0.33, 0.2  # Boes 2022, Sec. 3.1.5
+RANDOM_WEIGHT = (0.25, 1.0)  # range of random acoustic weights (Boes 2022, Sec. 3.2.2)
+INFER_WEIGHTS = (0.25, 0.5, 0.75, 0.875)  # acoustic weights tried at inference (Boes 2022, Sec. 3.2.2)
+PAPER = {"epochs": 100, "batches": 250, "batch_size": (32, 32, 64)}  # Boes 2022, Sec. 3.1.5
+TOY = {"epochs": 10, "batches": 40, "batch_size": (4, 4, 8)}  # ours: what two cores do in a few minutes
+TUNED = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}  # score: metrics.tune's name
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the weights a run ends with (with the data, the machine and the version of torch)."""
+
+    data: str  # folder of the data set
+    visual: tuple  # names of the visual streams
+    base: str  # "transformer" or "conformer"
+    train_weight: object  # acoustic weight in training: a number, or "random"
+    infer_weight: object  # acoustic weight at inference: a number, or "auto"
+    epochs: int
+    batches: int  # per epoch
+    batch_size: tuple  # strong, weak, unlabelled clips
+    seed: int
+    bf16: bool
+
+    @property
+    def iterations(self):
+        return self.epochs * self.batches
+
+
+# --- the plan of batches ---------------------------------------------------------------------------------------------
+# Every random choice about iteration t is a function of the seed and t alone. So an interrupted run continues with the
+# same batches, and nobody has to store where in the data it was.
+
+
+def endless(n, size, iteration, key):
+    """Indices of batch number `iteration` from an endless shuffled stream of n clips; incomplete last batches are dropped."""
+    if size == 0:
+        return np.zeros(0, int)
+    per_pass = max(1, n // size)
+    order = np.random.default_rng([*key, iteration // per_pass]).permutation(n)
+    order = np.resize(order, max(n, size))  # ours: a group smaller than its share of the batch is repeated
+    return order[iteration % per_pass * size :][:size]
+
+
+def mixup_plan(rng, group, pattern):
+    """Who is mixed with whom: (ratio (B,), partner (B,)), or None for the batches that stay as they are.
+
+    group (B,), pattern (B,): label group of each clip, and which streams it has, as integers. ours: partners share both, so
+    that labels stay of one kind and a clip with video is never mixed with one without.
+    """
+    if rng.random() >= MIXUP_RATE:
+        return None
+    ratio = rng.beta(MIXUP_SHAPE, MIXUP_SHAPE, size=3)[group]
+    partner = np.arange(len(group))
+    for g, p in sorted(set(zip(group.tolist(), pattern.tolist()))):
+        members = np.flatnonzero((group == g) & (pattern == p))
+        partner[members] = rng.permutation(members)
+    return ratio, partner
+
+
+def audio_weight_of(train_weight, rng):
+    """Acoustic weight of one batch; the visual streams share the rest (Boes 2022, Sec. 3.2.2)."""
+    return rng.uniform(*RANDOM_WEIGHT) if train_weight == "random" else train_weight
+
+
+@dataclass
+class Batch:
+    """B clips, standardised; in training strong ones first, then weak, then unlabelled"""
+
+    log_mel: torch.Tensor  # (B, 512, 64)
+    visual: dict  # stream -> (B, 64, D)
+    present: dict  # stream -> (B,) bool
+    strong: torch.Tensor = None  # (n_strong, 64, C) targets in [0, 1]
+    weak: torch.Tensor = None  # (n_weak, C)
+
+
+def load_batch(data, picks, device):
+    """picks: list of (partition, indices) -> Batch without targets"""
+
+    def gather(arrays, statistics):
+        mean, std = (torch.from_numpy(values).to(device) for values in statistics)
+        rows = np.concatenate([array[indices] for array, (_, indices) in zip(arrays, picks)])
+        return (torch.from_numpy(rows).to(device).float() - mean) / std
+
+    streams = data.statistics.keys() - {"log_mel"}
+    present = {s: torch.from_numpy(np.concatenate([part.present[s][i] for part, i in picks])).to(device) for s in streams}
+    visual = {s: gather([part.visual[s] for part, _ in picks], data.statistics[s]) for s in streams}
+    return Batch(gather([part.log_mel for part, _ in picks], data.statistics["log_mel"]), visual, present)
+
+
+def training_batch(data, config, iteration, device):
+    """Batch number `iteration` with its targets, and the random numbers for the rest of the iteration"""
+    parts = [data.partitions[name] for name in features.TRAINING]
+    picks = [
+        (part, endless(len(part), size, iteration, (config.seed, number)))
+        for number, (part, size) in enumerate(zip(parts, config.batch_size))
+    ]
+    batch = load_batch(data, picks, device)
+    (strong, strong_clips), (weak, weak_clips), _ = picks
+    names = [strong.filenames[i] for i in strong_clips]
+    chosen = set(names)
+    events = [event for event in strong.events if event[0] in chosen]
+    batch.strong = torch.from_numpy(features.frame_targets(names, events, data.classes)).to(device).float()
+    batch.weak = torch.from_numpy(weak.tags[weak_clips]).to(device).float()
+    return batch, np.random.default_rng([config.seed, len(parts), iteration])
+
+
+def mixup(batch, sizes, rng):
+    """Interpolate clips and targets with partners (Boes 2022, Sec. 3.1.5); `present` stays as it is."""
+    device = batch.log_mel.device
+    pattern = sum((have.cpu().numpy() << e for e, have in enumerate(batch.present.values())), np.zeros(sum(sizes), int))
+    plan = mixup_plan(rng, np.repeat(np.arange(3), sizes), pattern)
+    if plan is None:
+        return batch
+    ratio, partner = torch.from_numpy(plan[0]).float().to(device), torch.from_numpy(plan[1]).to(device)
+
+    def mix(x, first=0):  # x: the clips from number `first` on
+        here = slice(first, first + len(x))
+        share = ratio[here].view(-1, *[1] * (x.dim() - 1))
+        return share * x + (1 - share) * x[partner[here] - first]
+
+    visual = {stream: mix(vectors) for stream, vectors in batch.visual.items()}
+    return Batch(mix(batch.log_mel), visual, batch.present, mix(batch.strong), mix(batch.weak, sizes[0]))
+
+
+# --- one training step -----------------------------------------------------------------------------------------------
+
+
+def learning_rate(iteration):
+    """0.001, a tenth of it every 10,000 iterations (Boes 2022, Sec. 3.1.5). ours: in steps, not as a smooth decay."""
+    return LEARNING_RATE * 0.1 ** (iteration // LR_STEP)
+
+
+@torch.no_grad()
+def update_teacher(teacher, student, t):
+    """Exponential moving average of the student's parameters after step t = 1, 2, .. (Boes 2022, Sec. 3.1.5).
+
+    ours: a short memory at first, as in the DCASE baselines. Only parameters are averaged: the teacher, in training mode
+    like the student, collects batch norm statistics of its own.
+    """
+    decay = min(1 - 1 / (t + 1), EMA_DECAY)
+    for average, current in zip(teacher.parameters(), student.parameters()):
+        average.lerp_(current, 1 - decay)
+
+
+def binary_cross_entropy(logits, targets):
+    """Mean over all elements, 0 where a batch has no such clips"""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(1, targets.numel())
+
+
+def training_step(student, teacher, optimizer, data, config, iteration, device):
+    """One iteration of mean-teacher training (Boes 2022, Sec. 3.1.5) -> (4,) losses: weak, strong, clip and frame consistency"""
+    batch, rng = training_batch(data, config, iteration, device)
+    batch = mixup(batch, config.batch_size, rng)
+    audio_weight = audio_weight_of(config.train_weight, rng)  # student and teacher share it
+    inputs = batch.log_mel, batch.visual, batch.present, audio_weight
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        frame_logits, clip_logits = student(*inputs)
+        with torch.no_grad():  # ours: the same batch, other dropout
+            teacher_frame, teacher_clip = teacher(*inputs)
+
+    n_strong, n_weak, _ = config.batch_size
+    losses = torch.stack([
+        binary_cross_entropy(clip_logits[n_strong : n_strong + n_weak].float(), batch.weak),
+        binary_cross_entropy(frame_logits[:n_strong].float(), batch.strong),
+        F.mse_loss(clip_logits.float().sigmoid(), teacher_clip.float().sigmoid()),
+        F.mse_loss(frame_logits.float().sigmoid(), teacher_frame.float().sigmoid()),
+    ])  # fmt: skip
+    loss = losses[:2].sum() + CONSISTENCY * losses[2:].sum()
+
+    optimizer.param_groups[0]["lr"] = learning_rate(iteration)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    update_teacher(teacher, student, iteration + 1)
+    return losses.detach()
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """Prints lines, and keeps them in a file once there is one"""
+
+    def __init__(self):
+        self.lines, self.path = [], None
+
+    def __call__(self, line):
+        print(line, flush=True)
+        self.lines.append(line)
+        if self.path:
+            with open(self.path, "a") as file:
+                file.write("".join(f"{line}\n" for line in self.lines))
+            self.lines = []
+
+
+def save(content, path):
+    """torch.save that leaves either the old file or the new one, never half of it"""
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def load(path, device="cpu"):
+    """A file that `save` wrote. Nothing in it is executed."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path}: not a checkpoint of this program ({str(error).splitlines()[0][:80]}); delete it and start again") from None
+
+
+def train(config, data, out, device, log, resume):
+    """Run the whole schedule -> the student after its last iteration; a checkpoint after every epoch"""
+    torch.manual_seed(config.seed)
+    dims = {stream: data.partitions["weak"].visual[stream].shape[2] for stream in config.visual}
+    student = MultiEncoder(len(data.classes), dims, config.base).to(device, memory_format=torch.channels_last)
+    teacher = copy.deepcopy(student).requires_grad_(False)  # ours: a copy, not random weights of its own
+    optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
+    n_parameters = sum(p.numel() for p in student.parameters()) / 1e6
+    log(f"model  {config.base}, {' + '.join(('log-mel', *config.visual))}, {n_parameters:.2f} M parameters")
+    first = restore(out / "checkpoint.pt", config, data, student, teacher, optimizer, device) if resume else 0
+    if first:
+        log(f"       continuing after epoch {first} of {config.epochs}")
+
+    progress = Progress(config, first)
+    for epoch in range(first, config.epochs):
+        student.train()
+        losses = []
+        for number in range(config.batches):
+            iteration = epoch * config.batches + number
+            losses.append(training_step(student, teacher, optimizer, data, config, iteration, device))
+            progress(iteration, losses)
+        terms = torch.stack(losses).cpu()
+        check_finite(terms, epoch * config.batches)
+        log(progress.line((epoch + 1) * config.batches - 1, terms.mean(0)))
+        log(valid_line(student, data, config, epoch, device))
+        state = {"config": asdict(config), "classes": data.classes, "epoch": epoch + 1, "student": student.state_dict()}
+        state |= {"teacher": teacher.state_dict(), "optimizer": optimizer.state_dict(), "random": random_states()}
+        save(state, out / "checkpoint.pt")
+    return student
+
+
+def restore(path, config, data, student, teacher, optimizer, device):
+    """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
+    if not path.exists():
+        return 0
+    state = load(path, device)
+    try:
+        differing = [key for key, value in asdict(config).items() if state["config"][key] != value]
+        if differing or state["classes"] != data.classes:
+            what = ", ".join(f"{key} {state['config'][key]} (now {getattr(config, key)})" for key in differing) or "other classes"
+            raise InputError(f"{path}: belongs to a run with {what}; give the same flags, or another --out")
+        student.load_state_dict(state["student"])
+        teacher.load_state_dict(state["teacher"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu())
+        return state["epoch"]
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: a checkpoint of another architecture ({str(error).splitlines()[0][:80]}); delete it and start again") from None
+
+
+def random_states():
+    """What dropout draws from; the batches need nothing (see "the plan of batches")"""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def check_finite(terms, first):
+    """terms (iterations, 4): stop the run where the first one is not finite"""
+    for number, row in enumerate(terms.tolist()):
+        if not all(map(math.isfinite, row)):
+            named = ", ".join(f"{name} {value:.4g}" for name, value in zip(("weak", "strong", "clip consistency", "frame consistency"), row))
+            sys.exit(f"error: the loss is not finite at iteration {first + number}: {named}; the checkpoint of the epoch before is untouched")
+
+
+class Progress:
+    """One line a second on a terminal, with the time that is left"""
+
+    def __init__(self, config, first_epoch):
+        self.config, self.first = config, first_epoch * config.batches
+        self.started = self.shown = time.monotonic()
+
+    def __call__(self, iteration, losses):
+        if sys.stdout.isatty() and time.monotonic() - self.shown > 1:
+            self.shown = time.monotonic()
+            print(f"\r{self.line(iteration, losses[-1].cpu())}", end="\r", flush=True)
+
+    def line(self, iteration, terms):
+        epoch, number = divmod(iteration, self.config.batches)
+        done = iteration + 1
+        per_iteration = (time.monotonic() - self.started) / (done - self.first)
+        filled = "#" * (10 * (number + 1) // self.config.batches)
+        weak, strong, clip, frame = terms.tolist()
+        return (
+            f"epoch {epoch + 1:3d}/{self.config.epochs} | {number + 1:3d}/{self.config.batches} [{filled:-<10}] | "
+            f"strong {strong:.4f} | weak {weak:.4f} | consistency {clip + frame:.4f} | "
+            f"lr {learning_rate(iteration):.1e} | {1000 * per_iteration:.0f} ms | "
+            f"{features.clock(per_iteration * (self.config.iterations - done))} left"
+        )
+
+
+# --- scoring a run ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(student, data, part, audio_weights, device, size=32):
+    """Probabilities of a partition -> dict of audio weight -> (frame scores (N, 64, C), clip scores (N, C)), float32"""
+    student.eval()
+    outputs = {weight: ([], []) for weight in audio_weights}
+    for first in range(0, len(part), size):
+        batch = load_batch(data, [(part, np.arange(first, min(first + size, len(part))))], device)
+        encoded = student.encode(batch.log_mel, batch.visual, batch.present)  # the same for all weights
+        for weight in audio_weights:
+            for kind, logits in zip(outputs[weight], student.decode(*encoded, weight)):
+                kind.append(logits.sigmoid().cpu().numpy())
+    return {weight: (np.concatenate(frame), np.concatenate(clip)) for weight, (frame, clip) in outputs.items()}
+
+
+def durations_of(part):
+    return dict(zip(part.filenames, part.durations.tolist()))
+
+
+def detect(part, classes, frame_scores, threshold, window):
+    """Events of a partition from its frame scores (Boes 2022, Sec. 3.1.3)"""
+    return metrics.scores_to_events(frame_scores, part.filenames, classes, threshold, window, FRAME_HOP, durations_of(part))
+
+
+def tune(part, classes, frame_scores, clip_scores, names=TUNED):
+    """Thresholds and windows per class for each score -> dict of score -> (thresholds, windows) (Boes 2022, Sec. 3.1.3)"""
+    tuned = {}
+    for name in names:
+        scores = clip_scores if name == "CBF1" else frame_scores
+        tuned[name] = metrics.tune(scores, part.filenames, part.events, durations_of(part), classes, FRAME_HOP, TUNED[name])
+    return tuned
+
+
+def evaluate(part, classes, frame_scores, clip_scores, tuned):
+    """The scores of Boes 2022, Sec. 3.1.4, that are in `tuned` -> dict of score -> number (F1 in [0, 1])"""
+    scores = {}
+    for name, (threshold, window) in tuned.items():
+        if name == "CBF1":
+            scores[name] = metrics.clip_f1(part.tags, clip_scores.astype(np.float64) > threshold).micro
+        elif name == "SBF1":
+            scores[name] = metrics.segment_f1(part.events, detect(part, classes, frame_scores, threshold, window), classes).micro
+        elif name == "EBF1":
+            scores[name] = metrics.event_f1(part.events, detect(part, classes, frame_scores, threshold, window), classes).macro
+        else:
+            criteria = {"PSDS1": metrics.PSDS1, "PSDS2": metrics.PSDS2}[name]
+            scores[name] = metrics.psds_from_scores(
+                frame_scores, part.filenames, part.events, durations_of(part), classes, FRAME_HOP, window, **criteria
+            )
+    return {name: float(score) for name, score in scores.items()}
+
+
+def valid_line(student, data, config, epoch, device):
+    """How the student does on validation so far: threshold 0.5, no filter; only to watch, nothing is chosen by it"""
+    part, classes = data.partitions["validation"], data.classes
+    weight = infer_weights(config)[-2 if len(infer_weights(config)) > 1 else 0]
+    frame_scores, clip_scores = predict(student, data, part, [weight], device)[weight]
+    untuned = {name: (np.full(len(classes), 0.5), np.ones(len(classes), int)) for name in ("CBF1", "SBF1", "EBF1")}
+    scores = evaluate(part, classes, frame_scores, clip_scores, untuned)
+    return f"valid {epoch + 1:3d}/{config.epochs} | " + " | ".join(f"{name} {100 * score:5.2f}" for name, score in scores.items())
+
+
+def infer_weights(config):
+    """Acoustic weights to choose from at inference"""
+    if not config.visual:
+        return [1.0]
+    return list(INFER_WEIGHTS) if config.infer_weight == "auto" else [config.infer_weight]
+
+
+def score_run(student, config, data, out, device, log):
+    """Tune on validation, score on public evaluation, write model.pt, metrics.json and predictions.tsv -> table row"""
+    validation, public, classes = data.partitions["validation"], data.partitions["public"], data.classes
+
+    # Boes 2022, Sec. 3.2.2: the weight with the best EBF1 on validation serves all five scores
+    predictions = predict(student, data, validation, infer_weights(config), device)
+    ebf1 = {}
+    for weight, scores in predictions.items():
+        ebf1[weight] = evaluate(validation, classes, *scores, tune(validation, classes, *scores, ["EBF1"]))["EBF1"]
+        log(f"tune   acoustic weight {weight:<5} | validation EBF1 {100 * ebf1[weight]:5.2f}")
+    weight = max(ebf1, key=lambda w: (np.nan_to_num(ebf1[w]), w))
+    tuned = tune(validation, classes, *predictions[weight])
+
+    frame_scores, clip_scores = predict(student, data, public, [weight], device)[weight]
+    scores = {
+        "validation": evaluate(validation, classes, *predictions[weight], tuned),
+        "public": evaluate(public, classes, frame_scores, clip_scores, tuned),
+    }
+    plain = {name: {"threshold": None if t is None else t.tolist(), "window": w.tolist()} for name, (t, w) in tuned.items()}
+    report = {"config": asdict(config), "classes": classes, "infer_weight": weight, "tuned": plain}
+    report |= {"scores": {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in scores.items()}}
+    weights = {"weights": student.state_dict(), "visual_dims": {s: data.statistics[s][0].size for s in config.visual}}
+    weights["statistics"] = {name: [torch.from_numpy(v) for v in pair] for name, pair in data.statistics.items()}
+    metrics.write_events(out / "predictions.tsv", detect(public, classes, frame_scores, *tuned["EBF1"]))
+    save(report | weights, out / "model.pt")
+    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    return table(config, weight, scores["public"])
+
+
+def table(config, weight, scores):
+    """A row in the shape of Boes 2022, Table 5, under its heading"""
+    streams = " + ".join((config.base, *config.visual))
+    shares = [weight] + [(1 - weight) / len(config.visual)] * len(config.visual) if config.visual else [1]
+    row = f"{streams:32} {' '.join(f'{share:.4g}' for share in shares):20}"
+    heading = f"{'':32} {'weights':20}" + "".join(f"{name:>8}" for name in TUNED)
+    return heading + "\n" + row + "".join(f"{s:8.4f}" if name.startswith("PSDS") else f"{100 * s:8.2f}" for name, s in scores.items())
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def weight_or(word):
+    """Type of a flag that takes an acoustic weight in (0, 1] or one word"""
+
+    def parse(text):
+        if text != word and not 0 < float(text) <= 1:
+            raise ValueError
+        return text if text == word else float(text)
+
+    parse.__name__ = f"acoustic weight (a number above 0 and up to 1, or {word!r})"
+    return parse
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4 (README, 'Real data'); without it, the toy data set")
+    parser.add_argument("--visual", nargs="+", default=[], metavar="NAME", help="visual streams, folders under DIR/visual; none: audio only")
+    parser.add_argument("--base", choices=("transformer", "conformer"), default="transformer", help="base model")
+    parser.add_argument("--train-weight", type=weight_or("random"), default=0.5, metavar="W", help="acoustic weight in training, a number or 'random'")
+    parser.add_argument("--infer-weight", type=weight_or("auto"), default="auto", metavar="W", help="acoustic weight at inference, a number or 'auto': by validation EBF1")
+    parser.add_argument("--epochs", type=int, help=f"(default: {PAPER['epochs']}, the paper's; toy data: {TOY['epochs']})")
+    parser.add_argument("--batches", type=int, help=f"per epoch (default: {PAPER['batches']}; toy data: {TOY['batches']})")
+    parser.add_argument("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"), help=f"(default: {PAPER['batch_size']}; toy data: {TOY['batch_size']})")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast: faster where the hardware has it, scores within seed noise")
+    parser.add_argument("--out", metavar="DIR", help="folder for the run (default: runs/NAME made of the flags)")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same flags")
+    args = parser.parse_args(arguments)
+    for name, value in (PAPER if args.data else TOY).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.epochs < 1 or args.batches < 1 or min(args.batch_size) < 0 or sum(args.batch_size) < 1:
+        parser.error("--epochs and --batches must be at least 1, and --batch-size must hold at least one clip")
+    if len(set(args.visual)) < len(args.visual) or any(Path(name).name != name for name in args.visual):
+        parser.error("--visual takes different folder names, without slashes")
+    return args
+
+
+def choose_device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not available here ({str(error).splitlines()[0][:80]}); use --device auto") from None
+
+
+def keep_freed_memory():
+    """ours: glibc returns every large block to the system when it is freed, and asks for it again the next iteration.
+
+    The page faults this costs are over a third of a training step on a CPU, so ask it to keep the memory instead.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def run(args, log):
+    """What the command line does: load, train, score -> the table row as text"""
+    device = choose_device(args.device)
+    root = args.data or "data/toy"
+    config = Config(
+        root, tuple(args.visual), args.base, args.train_weight, args.infer_weight,
+        args.epochs, args.batches, tuple(args.batch_size), args.seed, args.bf16,
+    )  # fmt: skip
+    name = "-".join((Path(root).resolve().name, config.base, *(config.visual or ("audio",)), str(config.seed)))
+    out = Path(args.out or f"runs/{name}")
+    log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | seed {config.seed} | {out}")
+    if not args.data:
+        log("data   toy, made on the spot in data/toy")
+        features.make_toy(root)
+        log("       TOY DATA: these scores are not comparable with the paper. Use --data DIR for DCASE 2020 (README, 'Real data')")
+    else:
+        log(f"data   {root}")
+    cache = Path(root, "cache") if os.access(root, os.W_OK) else out.parent / "cache"
+    data = features.load_dataset(root, config.visual, cache, log)
+    out.mkdir(parents=True, exist_ok=True)
+    log.path = out / "log.txt"
+    student = train(config, data, out, device, log, args.resume)
+    row = score_run(student, config, data, out, device, log)
+    (out / "checkpoint.pt").unlink()
+    if not args.data:
+        row += "\nTOY DATA: not comparable with the paper"
+    log(row)
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    keep_freed_memory()
+    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    try:
+        run(args, Log())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command with --resume continues")
+
+
+if __name__ == "__main__":
+    main()
