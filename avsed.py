@@ -47,7 +47,9 @@ CNN_STACKS = (  # channels in, out, pooling of (time, frequency) (Boes 2022, Tab
 BLOCKS = 3  # per encoder, and in the decoder (Boes 2022, Sec. 2.1.1)
 DROPOUT = 0.1  # everywhere (Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2)
 CONV_KERNEL = 7  # depthwise convolution of the conformer (Boes 2022, Sec. 2.1.2)
-BN_MOMENTUM = 0.1  # Boes 2022: "0.9", the weight of the old statistics; PyTorch's argument is the weight of the new batch
+BN_MOMENTUM = (
+    0.1  # Boes 2022: "0.9", the weight of the old statistics; PyTorch's argument is the weight of the new batch
+)
 TOKEN_ROW = 2 * FRAMES - 1  # ours: row 127 of the relative table; rows 0..126 are the distances -63..63
 
 
@@ -117,7 +119,11 @@ class Attention(nn.Module):
         return x.unflatten(-1, (HEADS, KEY)).transpose(1, 2)  # (B, L, 384) -> (B, 3, L, 128)
 
     def forward(self, query, memory):
-        q, k, v = self.split_heads(self.query(query)), self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
+        q, k, v = (
+            self.split_heads(self.query(query)),
+            self.split_heads(self.key(memory)),
+            self.split_heads(self.value(memory)),
+        )
         if self.relative:  # ((q + u) k + (q + w) r) / sqrt(d_k)
             by_row = (q + self.position_bias) @ self.distances.transpose(-1, -2)  # (B, 3, Q, 128 rows)
             rows = self.rows[: q.shape[2], : k.shape[2]].expand(*q.shape[:3], -1)
@@ -155,7 +161,9 @@ class ConvModule(nn.Module):
 
     def forward(self, x):
         x = F.glu(self.pointwise_in(self.norm(x)))
-        x = self.batch_norm(self.depthwise(x.transpose(1, 2)))  # (B, 128, L); ours: in the decoder the token is the last step
+        x = self.batch_norm(
+            self.depthwise(x.transpose(1, 2))
+        )  # (B, 128, L); ours: in the decoder the token is the last step
         return self.dropout(self.pointwise_out(F.silu(x).transpose(1, 2)))
 
 
@@ -264,7 +272,9 @@ def interpolation_weights(audio_weight, present):
     assert 0 < audio_weight <= 1, f"the acoustic encoder needs a weight in (0, 1], got {audio_weight}"
     n_visual = present.shape[1]
     share = torch.full_like(present, (1 - audio_weight) / max(n_visual, 1), dtype=torch.float32)
-    weights = torch.cat([torch.full_like(share[:, :1], audio_weight) if n_visual else share.new_ones(len(share), 1), share * present], 1)
+    weights = torch.cat(
+        [torch.full_like(share[:, :1], audio_weight) if n_visual else share.new_ones(len(share), 1), share * present], 1
+    )
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -313,7 +323,11 @@ class MultiEncoder(nn.Module):
         features = self.cnn(log_mel[:, None]).squeeze(3).transpose(1, 2)  # (B, 128, 64, 1) -> (B, 64, 128)
         everyone = torch.arange(len(log_mel), device=log_mel.device)
         memories = [(everyone, self.audio_encoder(features))]
-        have = torch.stack([present[name] for name in self.streams], 1) if self.streams else everyone.new_zeros(len(everyone), 0).bool()
+        have = (
+            torch.stack([present[name] for name in self.streams], 1)
+            if self.streams
+            else everyone.new_zeros(len(everyone), 0).bool()
+        )
         for e, name in enumerate(self.streams):
             rows = have[:, e].nonzero()[:, 0]
             memory = self.visual_encoders[e](self.visual_inputs[e](visual[name][rows])) if len(rows) else None

@@ -15,7 +15,8 @@ A data set is a folder in the layout of DCASE 2020 task 4, plus one folder for t
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
     DIR/cache                                         ours, safe to delete
 
-Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector, C classes.
+Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
+C classes.
 
 Our choices where Boes 2022 is silent (marked `# ours:` below): symmetric Hamming window, centred frames with reflected
 edges, Slaney mel scale from 0 to 8000 Hz without area normalisation, natural logarithm of max(mel, 1e-5), padding of
@@ -74,7 +75,9 @@ def read_waveform(path):
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it: missing clips are fine") from None
+        raise InputError(
+            f"{path}: cannot be decoded ({error}); mend the file, or delete it: missing clips are fine"
+        ) from None
     if not samples.size:
         raise InputError(f"{path}: holds no audio; mend the file, or delete it: missing clips are fine")
     mono = samples.mean(1)
@@ -83,7 +86,9 @@ def read_waveform(path):
         mono = scipy.signal.resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)
     peak = np.abs(mono).max()
     if not np.isfinite(peak):
-        raise InputError(f"{path}: holds samples that are not finite; mend the file, or delete it: missing clips are fine")
+        raise InputError(
+            f"{path}: holds samples that are not finite; mend the file, or delete it: missing clips are fine"
+        )
     return (mono / peak if peak > 0 else mono).astype(np.float32)
 
 
@@ -112,14 +117,20 @@ FILTERBANK = torch.from_numpy(mel_filterbank()).float()
 
 
 def log_mel(audio):
-    """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel magnitudes (..., 512, 64) float32 tensor, time first.
+    """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel (..., 512, 64) float32 tensor, time first.
 
     Boes 2022, Sec. 3.1.2; the choices that the paper leaves open are listed at the top of this file.
     """
     audio = torch.as_tensor(audio, dtype=torch.float32)
     window = torch.hamming_window(WINDOW, periodic=False, device=audio.device)
     spectrum = torch.stft(
-        audio.reshape(-1, audio.shape[-1]), WINDOW, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
+        audio.reshape(-1, audio.shape[-1]),
+        WINDOW,
+        HOP,
+        window=window,
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
     )  # (clips, 513, 512)
     mel = FILTERBANK.to(audio.device) @ spectrum.abs()  # (clips, 64, 512)
     return mel.clamp_min(MEL_FLOOR).log().transpose(1, 2).reshape(*audio.shape[:-1], -1, MELS)
@@ -138,7 +149,10 @@ def read_tsv(path, columns):
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     header = lines[0].split("\t") if lines else []
     if missing := [name for name in columns if name not in header]:
-        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; the first line must name the columns {', '.join(columns)}, separated by tabs")
+        raise InputError(
+            f"{path}, line 1: no column {', '.join(missing)}; "
+            f"the first line must name the columns {', '.join(columns)}, separated by tabs"
+        )
     where = [header.index(name) for name in columns]
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -155,15 +169,17 @@ def read_tsv(path, columns):
 def check_filename(place, name):
     """A name from a TSV file must name a file in the partition's own folder, never one elsewhere."""
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(f"{place}: {name!r} is not a plain file name; the audio folder is implied, so give the name alone")
+        raise InputError(
+            f"{place}: {name!r} is not a plain file name; the audio folder is implied, so give the name alone"
+        )
     return name
 
 
 def read_strong(path, classes=None):
     """onset/offset table -> filenames (each once, in order), events (filename, onset, offset, label) in seconds.
 
-    A row with an empty label is a clip without events. Times may overlap, repeat, or pass the clip's end. Where `classes` are
-    given, no other label may occur.
+    A row with an empty label is a clip without events. Times may overlap, repeat, or pass the clip's end. Where
+    `classes` are given, no other label may occur.
     """
     filenames, events = {}, []
     for place, (name, onset, offset, label) in read_tsv(path, ("filename", "onset", "offset", "event_label")):
@@ -175,11 +191,15 @@ def read_strong(path, classes=None):
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
         if not 0 <= start < end < np.inf:
-            raise InputError(f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}; correct or delete the row")
+            raise InputError(
+                f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}; correct or delete the row"
+            )
         if not label:
             raise InputError(f"{place}: an event without a label; name the class or empty the whole row")
         if classes is not None and label not in classes:
-            raise InputError(f"{place}: the class {label!r} occurs in no training clip; correct the label, or add training clips")
+            raise InputError(
+                f"{place}: the class {label!r} occurs in no training clip; correct the label, or add training clips"
+            )
         events.append((name, start, end, label))
     return list(filenames), events
 
@@ -200,7 +220,8 @@ def read_unlabelled(path):
 def recording(filename):
     """What a DCASE clip is cut from: (YouTube id, start, end), or None for other names.
 
-    Training and validation write Y<id>_30.000_40.000, public evaluation <id>_30_40; ids may hold "_" and "-" and begin with Y.
+    Training and validation write Y<id>_30.000_40.000, public evaluation <id>_30_40; an id may hold "_" and "-" and
+    begin with Y itself.
     """
     stem = Path(filename).stem
     match = re.fullmatch(r"Y(.{11})_(\d+\.\d{3})_(\d+\.\d{3})", stem) or re.fullmatch(r"(.{11})_(\d+)_(\d+)", stem)
@@ -232,6 +253,7 @@ class Partition:
     filenames: list
     events: list = field(default_factory=list)  # (filename, onset, offset, event_label), seconds
     tags: np.ndarray = None  # (N, C) bool: the clip's classes; None for unlabelled clips
+    frames: np.ndarray = None  # (N, 64, C) bool: strong training clips only
     durations: np.ndarray = None  # (N,) seconds of sound
     log_mel: np.ndarray = None  # (N, 512, 64) float32, not standardised, memory-mapped
     visual: dict = field(default_factory=dict)  # stream -> (N, 64, D), not standardised, memory-mapped
@@ -256,31 +278,38 @@ def load_dataset(root, visual=(), cache=None, log=print):
     visual: names of folders under root/visual, any number
     cache: folder for the cache, default root/cache
     log: receives a line per partition: how many clips are listed, found, and have each visual stream
-    Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none at all.
+    Raises InputError for anything wrong. A listed clip without audio is only counted, unless a whole partition has none.
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; --data wants one with the sub-folders audio and metadata (README, 'Real data')")
+        raise InputError(
+            f"{root}: no such folder; --data wants one with the sub-folders audio and metadata (README, 'Real data')"
+        )
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
         counts = "".join(f", {sum(Path(f).stem in stems[s] for f in part.filenames):5d} with {s}" for s in visual)
         log(f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found{counts}")
-    report_dropped(partitions, log)
+    drop_tested_clips(partitions, log)
     for part in partitions.values():
         if not part.filenames:
-            raise InputError(f"{part.folder}: none of the {part.listed} clips listed for '{part.name}' is there; put their audio into this folder")
+            raise InputError(
+                f"{part.folder}: none of the {part.listed} clips listed for '{part.name}' is there; "
+                "put their audio into this folder"
+            )
+    partitions["strong"].frames = frame_targets(partitions["strong"].filenames, partitions["strong"].events, classes)
     cache = Path(cache or root / "cache")
-    cache.mkdir(parents=True, exist_ok=True)
     keys = [cache_log_mel(part, cache, log) for part in partitions.values()]
     for stream in visual:
-        keys += cache_visual(partitions, root / "visual" / stream, stems[stream], cache, log)
+        folder = root / "visual" / stream
+        example = example_of_stream(partitions, folder, stems[stream])
+        keys += [cache_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
     return DataSet(classes, partitions, cached_statistics(partitions, visual, cache, "".join(keys)))
 
 
 def read_partitions(root):
     """Metadata and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
-    # A metadata folder on its own is read too (the official repository hands it out like that): all audio is missing then.
+    # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
     metadata = root / "metadata" if (root / "metadata").is_dir() else root
     tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
     listed, events = {}, {}
@@ -295,25 +324,19 @@ def read_partitions(root):
     for name, (_, folder) in PARTITIONS.items():
         folder = root / "audio" / folder
         on_disk = set(os.listdir(folder)) if folder.is_dir() else set()
-        found = {f: None for f in listed[name] if f in on_disk}
-        part = partitions[name] = Partition(name, folder, len(listed[name]), list(found))
-        part.events = [event for event in events.get(name, ()) if event[0] in found]
-        pairs = {f: listed["weak"][f] for f in found}.items() if name == "weak" else [(f, {label}) for f, _, _, label in part.events]
-        part.tags = tag_matrix(part.filenames, pairs, classes) if name != "unlabelled" else None
+        part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
+        part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
+        labels = {f: set(listed["weak"][f]) if name == "weak" else set() for f in part.filenames}
+        for filename, _, _, label in part.events:
+            labels[filename].add(label)
+        if name != "unlabelled":
+            part.tags = np.array([[c in tags for c in classes] for tags in labels.values()], bool)
+        partitions[name] = part
     return partitions, classes
 
 
-def tag_matrix(filenames, pairs, classes):
-    """(filename, labels) pairs -> (N, C) bool"""
-    tags = np.zeros((len(filenames), len(classes)), bool)
-    clip, column = {f: i for i, f in enumerate(filenames)}, {c: i for i, c in enumerate(classes)}
-    for filename, labels in pairs:
-        tags[clip[filename], [column[label] for label in labels]] = True
-    return tags
-
-
-def report_dropped(partitions, log):
-    """Training clips that are also test clips under another name leave training.
+def drop_tested_clips(partitions, log):
+    """Take the training clips out that are test clips under another name.
 
     ours: one such clip is known in DCASE 2020, unlabelled YWP8aI1IXNCQ_0.000_5.000 = public WP8aI1IXNCQ_0_5.
     """
@@ -330,8 +353,21 @@ def report_dropped(partitions, log):
 def visual_stems(folder):
     """Names (without .npy) of the clips that have a visual stream"""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video")
+        raise InputError(
+            f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video"
+        )
     return {name[:-4] for name in os.listdir(folder) if name.endswith(".npy")}
+
+
+def example_of_stream(partitions, folder, stems):
+    """Vectors of the first training clip that has them: they show the width and the type of the stream."""
+    for part in (partitions[name] for name in TRAINING):
+        for stem in (Path(f).stem for f in part.filenames):
+            if stem in stems:
+                return read_visual(folder / f"{stem}.npy")
+    raise InputError(
+        f"{folder}: no file for any training clip; put <clip name>.npy there, (64, D), one per clip that has video"
+    )
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------
@@ -346,29 +382,30 @@ def fingerprint(paths, *more):
     return digest.hexdigest()[:16]
 
 
-def cached_array(cache, name, key, shape, dtype, fill):
-    """(memory-mapped array, extra array) of the cache; where missing, fill(array) writes the one and returns the other.
+def cached_array(folder, key, shape, dtype, fill):
+    """(memory-mapped array, notes array) from a folder of the cache; where missing, notes = fill(array) makes them.
 
-    Files appear under their final name only when complete, and older versions of the same array are then removed.
+    Files appear under their final name only when complete, and those of other keys, now out of date, are removed.
     """
-    path, extra_path = (cache / f"{name}-{kind}{key}.npy" for kind in ("", "extra-"))
-    if not (path.exists() and extra_path.exists()):
-        partial = cache / f"{name}-{os.getpid()}.partial"
+    path, notes_path = folder / f"{key}.npy", folder / f"{key}-notes.npy"
+    if not (path.exists() and notes_path.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{os.getpid()}.partial"
         try:
             array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-            extra = fill(array)
+            notes = fill(array)
             array.flush()
             del array
             os.replace(partial, path)
             with open(partial, "wb") as file:
-                np.save(file, extra)
-            os.replace(partial, extra_path)
+                np.save(file, notes)
+            os.replace(partial, notes_path)
         finally:
             partial.unlink(missing_ok=True)
-        for old in cache.glob(f"{name}-*.npy"):
-            if old not in (path, extra_path):
+        for old in folder.glob("*.npy"):
+            if old not in (path, notes_path):
                 old.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r", allow_pickle=False), np.load(extra_path, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False), np.load(notes_path, allow_pickle=False)
 
 
 def in_chunks(function, items, label, log, size=64):
@@ -405,39 +442,35 @@ def cache_log_mel(part, cache, log):
         return durations
 
     shape = (len(paths), MEL_FRAMES, MELS)
-    part.log_mel, part.durations = cached_array(cache, f"{part.name}-log_mel", key, shape, np.float32, fill)
+    part.log_mel, part.durations = cached_array(cache / f"{part.name}-log_mel", key, shape, np.float32, fill)
     return key
 
 
-def cache_visual(partitions, folder, stems, cache, log):
-    """Fill in part.visual and part.present of one stream in all partitions; -> cache keys"""
+def cache_visual(part, folder, stems, example, cache, log):
+    """Fill in part.visual and part.present of one stream; -> cache key"""
     stream = folder.name
-    training = [Path(f).stem for name in TRAINING for f in partitions[name].filenames if Path(f).stem in stems]
-    if not training:
-        raise InputError(f"{folder}: no file for any training clip; put <clip name>.npy there, (64, D), one per clip that has video")
-    example = read_visual(folder / f"{training[0]}.npy")
-    keys = []
-    for part in partitions.values():
-        rows = np.array([i for i, f in enumerate(part.filenames) if Path(f).stem in stems], int)
-        paths = [folder / f"{Path(part.filenames[i]).stem}.npy" for i in rows]
-        keys.append(fingerprint(paths, part.filenames, example.shape, example.dtype.name))
-        shape = (len(part), *example.shape)
-        if not len(rows):  # nothing to store: zeros that take no memory
-            part.visual[stream] = np.broadcast_to(np.zeros((), example.dtype), shape)
-            part.present[stream] = np.zeros(len(part), bool)
-            continue
+    rows = np.array([i for i, f in enumerate(part.filenames) if Path(f).stem in stems], int)
+    paths = [folder / f"{Path(part.filenames[i]).stem}.npy" for i in rows]
+    key = fingerprint(paths, part.filenames, example.shape, example.dtype.name)
 
-        def fill(array):  # rows of clips without video stay unwritten, which most file systems store for free
-            present = np.zeros(len(array), bool)
-            for chunk, vectors in in_chunks(lambda path: read_visual(path, example), paths, f"{stream} of {part.name}", log):
-                array[rows[chunk]] = np.stack(vectors)
-                present[rows[chunk]] = [np.isfinite(v).all() for v in vectors]  # non-finite vectors count as missing
-            if not present[rows].all():
-                log(f"       {part.name:10} {np.sum(~present[rows]):5d} {stream} files hold values that are not finite: counted as missing")
-            return present
+    def fill(array):  # rows of clips without video stay unwritten, which most file systems store for free
+        present = np.zeros(len(part), bool)
+        chunks = in_chunks(lambda path: read_visual(path, example), paths, f"{stream} of {part.name}", log)
+        for chunk, vectors in chunks:
+            array[rows[chunk]] = np.stack(vectors)
+            present[rows[chunk]] = [np.isfinite(v).all() for v in vectors]  # others count as missing
+        if not present[rows].all():
+            log(f"       {part.name:10} {np.sum(~present[rows]):5d} {stream} files are not finite: counted as missing")
+        return present
 
-        part.visual[stream], part.present[stream] = cached_array(cache, f"{part.name}-visual-{stream}", keys[-1], shape, example.dtype, fill)
-    return keys
+    shape = (len(part), *example.shape)
+    if len(rows):
+        folder = cache / f"{part.name}-visual-{stream}"
+        part.visual[stream], part.present[stream] = cached_array(folder, key, shape, example.dtype, fill)
+    else:  # nothing to store: zeros that take no memory
+        part.visual[stream] = np.broadcast_to(np.zeros((), example.dtype), shape)
+        part.present[stream] = np.zeros(len(part), bool)
+    return key
 
 
 def read_visual(path, example=None):
@@ -445,10 +478,15 @@ def read_visual(path, example=None):
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as a .npy array ({error}); write it anew with numpy.save, or delete it: missing video is fine") from None
+        raise InputError(
+            f"{path}: cannot be read as a .npy array ({error}); "
+            "write it anew with numpy.save, or delete it: missing video is fine"
+        ) from None
     wanted = f"(64, {example.shape[1]})" if example is not None else "(64, D)"
     if not isinstance(vectors, np.ndarray) or vectors.dtype not in (np.float16, np.float32):
-        raise InputError(f"{path}: must be an array of float16 or float32, {wanted}, not {getattr(vectors, 'dtype', 'an archive')}")
+        raise InputError(
+            f"{path}: must be an array of float16 or float32, {wanted}, not {getattr(vectors, 'dtype', 'an archive')}"
+        )
     if vectors.ndim != 2 or len(vectors) != FRAMES or (example is not None and vectors.shape != example.shape):
         raise InputError(f"{path}: has the shape {vectors.shape} where {wanted} is wanted, one row per 0.156 s")
     return vectors if example is None else vectors.astype(example.dtype, copy=False)
@@ -460,7 +498,10 @@ def cached_statistics(partitions, visual, cache, key):
     if not path.exists():
         training = [partitions[name] for name in TRAINING]
         # ours: frames that lie wholly in the padding are left out, ln(1e-5) is no sound
-        sounding = [np.arange(MEL_FRAMES) < 1 + np.minimum(p.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] // HOP for p in training]
+        sounding = [
+            np.arange(MEL_FRAMES) < 1 + np.minimum(p.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] // HOP
+            for p in training
+        ]
         statistics = {"log_mel": mean_and_std([p.log_mel for p in training], sounding)}
         for stream in visual:
             present = [np.repeat(p.present[stream][:, None], FRAMES, 1) for p in training]
@@ -486,7 +527,7 @@ def mean_and_std(arrays, masks, chunk=256):
 
 
 # --- the toy data set ------------------------------------------------------------------------------------------------
-# Ten synthesised sounds under DESED's class names. Dishes, alarms and animals are easy to hear; frying and running water
+# Ten synthesised sounds under DESED's class names. Dishes, alarms, animals are easy to hear; frying and running water
 # are two noises that differ little, blender, shaver and vacuum cleaner three hums that differ little. A clip's visual
 # streams name what is on screen, roughly when. So the toy shows in minutes what the paper is about: seeing helps, also
 # when some clips cannot be seen. Its scores say nothing about real data.
@@ -506,7 +547,9 @@ def harmonics(rng, hertz, decay):
 
 
 def band_noise(rng, n, low, high):
-    return scipy.signal.sosfilt(scipy.signal.butter(2, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos"), rng.standard_normal(n))
+    return scipy.signal.sosfilt(
+        scipy.signal.butter(2, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos"), rng.standard_normal(n)
+    )
 
 
 def bursts(rng, n, shortest, longest, gap, make):
@@ -525,24 +568,44 @@ def toy_speech(rng, n):
     def syllable(size, u):
         sound = harmonics(rng, voice * (1 + 0.15 * rng.uniform(-1, 1) * u), 0.6) + 0.2 * rng.standard_normal(size)
         formants = zip((500, 1400, 2600), rng.uniform(0.6, 1.5, 3))
-        return sum(scipy.signal.lfilter(*scipy.signal.iirpeak(f * factor, 6, fs=SAMPLE_RATE), sound) for f, factor in formants) * np.sin(np.pi * u)
+        return sum(
+            scipy.signal.lfilter(*scipy.signal.iirpeak(f * factor, 6, fs=SAMPLE_RATE), sound) for f, factor in formants
+        ) * np.sin(np.pi * u)
 
     return bursts(rng, n, 0.12, 0.28, 0.08, syllable)
 
 
 def toy_dog(rng, n):
     pitch = rng.uniform(350, 650)
-    return bursts(rng, n, 0.12, 0.22, 0.25, lambda size, u: (harmonics(rng, pitch * (1.3 - 0.6 * u), 0.8) + rng.standard_normal(size)) * np.sin(np.pi * u**0.5))
+    return bursts(
+        rng,
+        n,
+        0.12,
+        0.22,
+        0.25,
+        lambda size, u: (
+            (harmonics(rng, pitch * (1.3 - 0.6 * u), 0.8) + rng.standard_normal(size)) * np.sin(np.pi * u**0.5)
+        ),
+    )
 
 
 def toy_cat(rng, n):
     pitch = rng.uniform(500, 800)
-    return bursts(rng, n, 0.5, 1.0, 0.3, lambda size, u: harmonics(rng, pitch * (1 + 0.5 * np.sin(np.pi * u)), 1.0) * np.sin(np.pi * u))
+    return bursts(
+        rng,
+        n,
+        0.5,
+        1.0,
+        0.3,
+        lambda size, u: harmonics(rng, pitch * (1 + 0.5 * np.sin(np.pi * u)), 1.0) * np.sin(np.pi * u),
+    )
 
 
 def toy_alarm(rng, n):
     pitch, beat = rng.uniform(1800, 3200), rng.uniform(0.08, 0.2)
-    return bursts(rng, n, beat, beat * 1.01, beat, lambda size, u: np.sin(2 * np.pi * pitch * np.arange(size) / SAMPLE_RATE))
+    return bursts(
+        rng, n, beat, beat * 1.01, beat, lambda size, u: np.sin(2 * np.pi * pitch * np.arange(size) / SAMPLE_RATE)
+    )
 
 
 def toy_dishes(rng, n):
@@ -554,7 +617,9 @@ def toy_dishes(rng, n):
 
 
 def toy_frying(rng, n):
-    pops = (rng.random(n) < 25 / SAMPLE_RATE) * rng.exponential(4, n)  # a few soft pops are all that tells it from water
+    pops = (rng.random(n) < 25 / SAMPLE_RATE) * rng.exponential(
+        4, n
+    )  # a few soft pops are all that tells it from water
     return band_noise(rng, n, rng.uniform(800, 1400), 6500) + scipy.signal.lfilter([1], [1, -0.9], pops)
 
 
@@ -606,7 +671,7 @@ def toy_clip(rng, n_samples, strong):
 
 
 def toy_visual(rng, events, seconds, width):
-    """(64, width) float16 of one clip: the classes on screen and things of no interest, seen through a fixed random basis"""
+    """(64, width) float16: the classes on screen and things of no interest, seen through a fixed random basis"""
     classes = list(TOY_SOUNDS)
     seen = np.zeros((FRAMES, len(classes)))
     times = (np.arange(FRAMES) + 0.5) * CLIP_SECONDS / FRAMES
@@ -620,7 +685,9 @@ def toy_visual(rng, events, seconds, width):
     blur = np.hanning(15)[1:-1]  # the picture knows the time to about a second
     seen = scipy.signal.convolve(seen, blur[:, None] / blur.sum(), "same") * rng.uniform(0.6, 1.4, len(classes))
     scene = rng.standard_normal((1, 6)) + np.cumsum(rng.standard_normal((FRAMES, 6)), 0) / 25
-    basis = np.random.default_rng(width).standard_normal((len(classes) + 6, width))  # the "visual network", the same for all clips
+    basis = np.random.default_rng(width).standard_normal(
+        (len(classes) + 6, width)
+    )  # the "visual network", the same for all clips
     vectors = 0.8 * np.hstack([seen, 0.7 * scene]) @ basis + rng.standard_normal((FRAMES, width))
     vectors[times > seconds] = 0
     return vectors.astype(np.float16)
@@ -651,7 +718,9 @@ def write_toy_partition(root, name, number, seed):
     table, folder = root / "metadata" / table, root / "audio" / folder
     for directory in (table.parent, folder, *(root / "visual" / stream for stream in TOY_STREAMS)):
         directory.mkdir(parents=True, exist_ok=True)
-    header = {"weak": "filename\tevent_labels", "unlabelled": "filename"}.get(name, "filename\tonset\toffset\tevent_label")
+    header = {"weak": "filename\tevent_labels", "unlabelled": "filename"}.get(
+        name, "filename\tonset\toffset\tevent_label"
+    )
     rows, n_clips = [header], TOY_CLIPS[name]
     unseen = np.random.default_rng([seed, number]).permutation(n_clips)[: round(TOY_NO_VIDEO * n_clips)]
     for i in range(n_clips):
@@ -667,7 +736,9 @@ def write_toy_partition(root, name, number, seed):
         elif name == "unlabelled":
             rows.append(f"{stem}.wav")
         else:
-            rows += [f"{stem}.wav\t{onset:.3f}\t{offset:.3f}\t{label}" for onset, offset, label in events] or [f"{stem}.wav\t\t\t"]
+            rows += [f"{stem}.wav\t{onset:.3f}\t{offset:.3f}\t{label}" for onset, offset, label in events] or [
+                f"{stem}.wav\t\t\t"
+            ]
         if not strong and i not in unseen:
             for stream, width in TOY_STREAMS.items():
                 np.save(root / "visual" / stream / f"{stem}.npy", toy_visual(rng, events, seconds, width))

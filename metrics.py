@@ -1,9 +1,9 @@
-"""Scores for sound event detection and audio tagging: the metrics of Boes & Van hamme 2022 (Sec. 3.1.3, 3.1.4), one file.
+"""Scores of sound event detection and audio tagging: the metrics of Boes & Van hamme 2022 (Sec. 3.1.3 and 3.1.4).
 
 Clip-, segment- and event-based F1 (Mesaros et al. 2016, as sed_eval 0.2.1 computes them), PSDS (Bilen et al. 2020, as
 psds_eval 0.5.3 computes it) from events or straight from frame scores, decoding of frame scores into events, tuning of
-thresholds and median filters, mean average precision and AUC. Needs numpy and scipy only and imports nothing else of
-this project: copy the file. Used from a shell: python metrics.py -h
+thresholds and median filters, mean average precision and AUC. Needs numpy and scipy only and nothing else of this
+project: copy the file. From a shell: python metrics.py -h
 
 Words: an event is a tuple (filename, onset, offset, event_label), times in seconds. Scores are arrays
 (N clips, T frames, C classes). An operating point is one threshold, or the list of events found with it.
@@ -114,7 +114,7 @@ def _rows(path, columns):
     for number, line in enumerate(lines[1:], 2):
         cells = line.split("\t")
         if line and len(cells) != len(header):
-            raise ValueError(f"{path}, line {number}: {len(cells)} columns, the header has {len(header)}; add or remove tabs")
+            raise ValueError(f"{path}, line {number}: {len(cells)} columns instead of {len(header)}; correct the tabs")
         if line and not cells[places[0]]:
             raise ValueError(f"{path}, line {number}: empty {columns[0]}; name the clip or remove the row")
         if line:
@@ -206,9 +206,8 @@ def _mention(names, known, fate):
     """Warn of names that are not known: how many, which, and what becomes of them."""
     unknown = sorted(set(names).difference(known))
     if unknown:
-        count = sum(name in set(unknown) for name in names)
-        shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
-        warnings.warn(f"{count} {fate}: {shown}", stacklevel=4)
+        count = len(names) - sum(map(set(known).__contains__, names))
+        warnings.warn(f"{count} {fate}: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}", stacklevel=4)
 
 
 # --- from frame scores to events --------------------------------------------------------------------------------------
@@ -321,7 +320,7 @@ def _checked(scores, filenames, classes, ndim=3):
         needed = f"({len(filenames)}, {'frames, ' if ndim == 3 else ''}{len(classes)})"
         raise ValueError(f"scores of shape {scores.shape}: needs {needed} for these files and classes")
     if len(set(filenames)) < len(filenames) or len(set(classes)) < len(classes):
-        raise ValueError("a name occurs twice in filenames or classes: give each clip one row and each class one column")
+        raise ValueError("a name occurs twice in filenames or classes: give each its own row or column")
     if np.isnan(scores.max(initial=0)):
         raise ValueError("the scores hold nan: find out where they come from, no metric can rank them")
     return scores
@@ -529,7 +528,8 @@ def _disjoint(columns, files, classes, what, point=None):
     same = np.logical_and.reduceat((table.onset == onset) & (table.offset == offset), start)[union]
     keep = begins | same  # ours: identical events stay separate, as in psds_eval
     if not keep.all():
-        warnings.warn(f"PSDS merged {np.count_nonzero(~keep)} {what} with overlapping ones of their class", stacklevel=3)
+        n_merged = np.count_nonzero(~keep)
+        warnings.warn(f"PSDS merged {n_merged} {what} with overlapping ones of their class", stacklevel=3)
     return table._replace(offset=offset).take(keep)
 
 
@@ -558,7 +558,7 @@ def _points(ref, det, slots, world, dtc_threshold, gtc_threshold, cttc_threshold
     detection is (DTC, false positive, cross-trigger) does not depend on the others, so it is found out once, and counts
     at all slots where the detection exists. world: (files,) durations in seconds.
     """
-    C, n, hours = len(slots) - 1, slots[-1], world.sum() / 3600
+    C, n = len(slots) - 1, slots[-1]
     det_length, ref_length = det.offset - det.onset, ref.offset - ref.onset
     first, stop = slots[det.cls] + det.first, slots[det.cls] + det.stop
 
@@ -572,7 +572,7 @@ def _points(ref, det, slots, world, dtc_threshold, gtc_threshold, cttc_threshold
 
     # FP: d fails the DTC and lies, at least partly, within its clip
     fp = ~dtc & (det.onset < world[det.file])
-    fpr = _alive(first[fp], stop[fp], n) / hours
+    fpr = _alive(first[fp], stop[fp], n) * 3600 / world.sum()  # per hour
     efpr = fpr
     if alpha_ct:
         # CTTC: d, failing the DTC, triggers class k if the ground truth of k covers enough of it
@@ -619,7 +619,7 @@ def _rising(cls, efpr, tp):
 
 
 def _roc(points, ref, C):
-    """PSD-ROC of every class -> eFPR axis (X,), TPR (C, X) that holds from there to the next; nan without ref events."""
+    """PSD-ROC of every class -> eFPR axis (X,), TPR (C, X) that holds from there on; nan for a class without ref."""
     cls, efpr, tp = points
     n_ref = np.bincount(ref.cls, minlength=C)
     x = np.unique(np.append(0.0, efpr))
@@ -724,9 +724,9 @@ def _auc(negative, positive):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Scores of a table of events against a reference table (TSV, DCASE "
-                                     "columns). Files are compared by name, all labels of both tables count.")
+def main():
+    parser = argparse.ArgumentParser(description="Scores of a table of events against a reference table (TSV with the "
+                                     "DCASE columns). All files and labels named in either table count.")
     parser.add_argument("reference", metavar="REFERENCE.tsv", nargs="?")
     parser.add_argument("estimated", metavar="ESTIMATED.tsv", nargs="?")
     parser.add_argument("--operating-points", metavar="DIR", type=Path,
@@ -737,7 +737,7 @@ def main(arguments=None):
     parser.add_argument("--per-class", action="store_true", help="add the F1 scores of each class")
     parser.add_argument("--json", action="store_true", help="print JSON, with null where a score is undefined")
     parser.add_argument("--benchmark", action="store_true", help="time this file, and its peers where installed")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     if args.benchmark:
         return benchmark()
     if not args.estimated:
@@ -747,45 +747,56 @@ def main(arguments=None):
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         try:
-            scores = _score_files(args)
+            scores, per_class = _score_files(args)
         except (ValueError, OSError) as error:
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-            sys.exit(print(f"metrics.py: {reason}", file=sys.stderr) or 2)
-    for note in notes:
-        print(f"note: {note.message}", file=sys.stderr)
-    print(json.dumps(_without_nan(scores), indent=1) if args.json else _as_table(scores))
+            print(f"metrics.py: {reason}", file=sys.stderr)
+            sys.exit(2)
+    for note in dict.fromkeys(str(note.message) for note in notes):
+        print(f"note: {note}", file=sys.stderr)
+    if args.json:
+        scores |= {"per_class": per_class} if args.per_class else {}
+        print(json.dumps(_without_nan(scores), indent=1))
+        return
+    for name, value in scores.items():
+        print(f"{name:<32}{value:>9.4f}" if isinstance(value, float) else f"{name:<32}{value:>9}")
+    if args.per_class:
+        print(f"\n{'':<32}" + "".join(f"{name:>12}" for name in per_class))
+        for label in per_class["event_f1"]:
+            print(f"{label:<32}" + "".join(f"{f1[label]:>12.4f}" for f1 in per_class.values()))
 
 
 def _score_files(args):
-    """-> dict of all scores that the command prints."""
+    """-> all scores by name; F1 name -> F1 by class."""
     reference, names = _read_table(args.reference)
     estimated, estimated_names = _read_table(args.estimated, zero_length=True)
-    classes = sorted({event[3] for event in reference + estimated})
-    files = _index(chain(names, estimated_names))
-    _mention([event[0] for event in estimated], names, f"events of {args.estimated} in files that {args.reference} "
-             "does not name, so F1 counts them as false")
-    _mention([event[3] for event in estimated], {event[3] for event in reference},
-             f"events of {args.estimated} with labels that {args.reference} lacks, so micro F1 counts them as false")
-    _mention([event[0] for event in estimated if event[1] == event[2]], (), f"events of {args.estimated} have length 0 "
-             "(events for event F1, none for PSDS), in")
-    tags = [_tags(_to_arrays(_columns(events), files, _index(classes)), len(files), len(classes))
-            for events in (reference, estimated)]
-    clip = clip_f1(*tags)
+    reference_columns, columns = _columns(reference), _columns(estimated)
+    classes, files = sorted({*reference_columns[3], *columns[3]}), _index(chain(names, estimated_names))
+    what = f"events of {args.estimated}"
+    _mention(columns[0], names, f"{what} in files that {args.reference} does not name, false positives of F1")
+    _mention(columns[3], reference_columns[3], f"{what} with labels that {args.reference} lacks, false positives of F1")
+    _mention([name for name, onset, offset, _ in estimated if onset == offset], (),
+             f"{what} of length 0, events for event F1 and none for PSDS")
+    clip = clip_f1(*(_tags(_to_arrays(c, files, _index(classes)), len(files), len(classes))
+                     for c in (reference_columns, columns)))
+    f1 = {"clip_f1": clip._replace(per_class=dict(zip(classes, clip.per_class.values()))),
+          "segment_f1": segment_f1(reference, estimated, classes), "event_f1": event_f1(reference, estimated, classes)}
     scores = {"files": len(files), "reference_events": len(reference), "estimated_events": len(estimated)}
-    for name, f1 in (("clip_f1", clip._replace(per_class=dict(zip(classes, clip.per_class.values())))),
-                     ("segment_f1", segment_f1(reference, estimated, classes)),
-                     ("event_f1", event_f1(reference, estimated, classes))):
-        scores[name] = {"micro": f1.micro, "macro": f1.macro} | ({"per_class": f1.per_class} if args.per_class else {})
+    scores |= {f"{name}_{mean}": getattr(value, mean) for name, value in f1.items() for mean in ("micro", "macro")}
     if args.operating_points:
         paths = sorted(args.operating_points.glob("*.tsv"))
         if not paths:
             raise ValueError(f"{args.operating_points}: no .tsv file in this folder; give one for each threshold")
         points = [read_events(path, zero_length=True) for path in paths]
+        labels = [label for events in points for *_, label in events]
+        _mention(labels, reference_columns[3], f"events of {args.operating_points} with labels that {args.reference} "
+                 "lacks, ignored by PSDS")
         durations = read_durations(args.durations) if args.durations else dict.fromkeys(files, CLIP_SECONDS)
-        for name, criteria in (("psds1", PSDS1), ("psds2", PSDS2)):
-            scores[name] = psds(reference, points, durations, classes, **criteria, ct_divisor=args.ctr_divisor)
-        scores |= {"operating_points": len(points), "ctr_divisor": args.ctr_divisor, "hours": sum(durations.values()) / 3600}
-    return scores
+        scores |= {"operating_points": len(points), "hours": sum(durations.values()) / 3600,
+                   "ctr_divisor": args.ctr_divisor}
+        scores |= {name: psds(reference, points, durations, classes, **criteria, ct_divisor=args.ctr_divisor)
+                   for name, criteria in (("psds1", PSDS1), ("psds2", PSDS2))}
+    return scores, {name: value.per_class for name, value in f1.items()}
 
 
 def _without_nan(value):
@@ -794,64 +805,43 @@ def _without_nan(value):
     return None if value != value else value
 
 
-def _as_table(scores):
-    lines = [f"{scores['files']} files, {scores['reference_events']} reference and {scores['estimated_events']} "
-             "estimated events", "", f"{'':<12}{'micro':>9}{'macro':>9}"]
-    for name in ("clip_f1", "segment_f1", "event_f1"):
-        lines.append(f"{name:<12}{scores[name]['micro']:>9.4f}{scores[name]['macro']:>9.4f}")
-    if "psds1" in scores:
-        lines += ["", f"psds1       {scores['psds1']:>9.4f}",
-                  f"psds2       {scores['psds2']:>9.4f}   cross-triggers divided by {scores['ctr_divisor']}",
-                  f"from {scores['operating_points']} operating points and {scores['hours']:.2f} hours"]
-    if "per_class" in scores["clip_f1"]:
-        lines += ["", f"{'F1 by class':<32}{'clip':>9}{'segment':>9}{'event':>9}"]
-        lines += [f"{c:<32}" + "".join(f"{scores[name]['per_class'][c]:>9.4f}" for name in ("clip_f1", "segment_f1", "event_f1"))
-                  for c in scores["clip_f1"]["per_class"]]
-    return "\n".join(lines)
-
-
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 def benchmark():
     """Print times (median of 5), beside those of sed_eval, psds_eval and sed_scores_eval where they can be imported."""
     hop = 8 * 313 / 16000  # s
     scores, files, truth, classes = _made_up(1168, 10, hop)
-    durations = dict.fromkeys(files, CLIP_SECONDS)
+    durations, both = dict.fromkeys(files, CLIP_SECONDS), (PSDS1, PSDS2)
     points = [scores_to_events(scores, files, classes, t, 1, hop) for t in THRESHOLDS_50]
-    ten, ten_files, ten_truth, _ = _made_up(11680, 10, hop)
-    data, ten_data = (scores, files, truth, durations, classes, hop), (ten, ten_files, ten_truth,
-                                                                       dict.fromkeys(ten_files, 10.0), classes, hop)
-    both = (PSDS1, PSDS2)
-    print(f"1168 clips, 64 frames, 10 classes, {len(truth)} events; {sum(map(len, points))} detections at 50 thresholds")
+    data, tenfold, large = ((x, f, events, dict.fromkeys(f, CLIP_SECONDS), c, hop) for x, f, events, c in
+                            ((scores, files, truth, classes), _made_up(11680, 10, hop), _made_up(15000, 400, hop)))
+    print(f"{len(files)} clips of 64 frames, 10 classes: {len(truth)} events, {sum(map(len, points))} detections")
     print(f"{'':<58}{'ours':>9}{'peer':>9}{'difference':>12}")
     for work, ours, peer in (
-            ("event + segment F1, one threshold | sed_eval",
+            ("event and segment F1, one threshold | sed_eval",
              lambda: [event_f1(truth, points[25], classes).macro, segment_f1(truth, points[25], classes).micro],
              lambda: _sed_eval(truth, points[25], classes)),
-            ("PSDS1 + PSDS2 from 50 lists of events | psds_eval",
+            ("PSDS1 and PSDS2 from events, 50 thresholds | psds_eval",
              lambda: [psds(truth, points, durations, classes, **p) for p in both],
              lambda: _psds_eval(truth, points, durations, both)),
-            ("PSDS1 + PSDS2 from scores, 50 thresholds",
+            ("PSDS1 and PSDS2 from scores, 50 thresholds",
              lambda: [psds_from_scores(*data, **p) for p in both], None),
-            ("the same, ten times the clips",
-             lambda: [psds_from_scores(*ten_data, **p) for p in both], None),
-            ("exact PSDS1 + PSDS2 from scores | sed_scores_eval",
-             lambda: [exact_psds_from_scores(*data, **p) for p in both],
-             lambda: _sed_scores_eval(scores, files, truth, durations, classes, hop, both)),
-            ("tuning of event F1, 9 thresholds x 16 windows x 10 classes",
-             lambda: tune(*data, "event"), None),
-            ("tuning of the windows of PSDS2", lambda: tune(*data, "psds2"), None)):
+            ("the same, ten times as many clips",
+             lambda: [psds_from_scores(*tenfold, **p) for p in both], None),
+            ("exact PSDS1 and PSDS2 from scores | sed_scores_eval",
+             lambda: [exact_psds_from_scores(*data, **p) for p in both], lambda: _sed_scores_eval(*data, both)),
+            ("tuning of event F1: 9 thresholds, 16 windows, 10 classes", lambda: tune(*data, "event"), None),
+            ("tuning of the windows of PSDS2", lambda: tune(*data, "psds2"), None),
+            ("PSDS2 from scores, 15,000 clips, 400 classes", lambda: psds_from_scores(*large, **PSDS2), None)):
         seconds, value = _timed(ours)
-        line = f"{work:<58}{seconds:>8.3f}s"
+        print(f"{work:<58}{seconds:>8.3f}s", end="")
         try:
-            peer_seconds, peer_value = _timed(peer) if peer else (np.nan, value)
-            line += f"{peer_seconds:>8.3f}s{np.abs(np.subtract(value, peer_value)).max():>12.1e}" if peer else ""
+            if peer:
+                peer_seconds, peer_value = _timed(peer)
+                print(f"{peer_seconds:>8.3f}s{np.abs(np.subtract(value, peer_value)).max():>12.1e}", end="")
         except ImportError as error:
-            line += f"   no {error.name}"
-        print(line, flush=True)
-    scores, files, truth, classes = _made_up(15000, 400, hop)
-    data = scores, files, truth, dict.fromkeys(files, CLIP_SECONDS), classes, hop
-    print(f"{'PSDS2 from scores, 15,000 clips x 400 classes':<58}{_timed(lambda: psds_from_scores(*data, **PSDS2))[0]:>8.3f}s")
+            print(f"  {error.name} is not installed", end="")
+        print(flush=True)
 
 
 def _timed(work):
@@ -874,7 +864,11 @@ def _made_up(N, C, hop, T=64):
     occurs = rng.random(6 * N) < 2.5 / 6
     active[file[occurs], :, cls[occurs]] = activity[occurs] > 2
     files, classes = [f"{i}.wav" for i in range(N)], [f"class {i}" for i in range(C)]
-    return scores, files, scores_to_events(active, files, classes, 0.5, 1, hop), classes
+    on_frames = scores_to_events(active, files, classes, 0.5, 1, hop)
+    shifts = rng.random((len(on_frames), 2)) * hop / 2  # true times fall between frames
+    truth = [(name, onset + a, offset + b, label) for (name, onset, offset, label), (a, b) in
+             zip(on_frames, shifts.tolist())]
+    return scores, files, truth, classes
 
 
 def _sed_eval(reference, estimated, classes):
@@ -885,7 +879,7 @@ def _sed_eval(reference, estimated, classes):
     tables = ({}, {})
     for table, events in zip(tables, (reference, estimated)):
         for name, onset, offset, label in events:
-            table.setdefault(name, []).append({"filename": name, "onset": onset, "offset": offset, "event_label": label})
+            table.setdefault(name, []).append(dict(zip(EVENT_COLUMNS, (name, onset, offset, label))))
     for name in tables[0] | tables[1]:
         for metric in (event, segment):
             metric.evaluate(tables[0].get(name, []), tables[1].get(name, []))
@@ -908,15 +902,13 @@ def _psds_eval(truth, points, durations, both):
 
 
 def _sed_scores_eval(scores, files, truth, durations, classes, hop, both):
-    import sed_scores_eval
-    times = np.arange(scores.shape[1] + 1) * hop
-    times[-1] = min(times[-1], CLIP_SECONDS)
-    frames = {name: sed_scores_eval.utils.scores.create_score_dataframe(rows.astype(np.float64), times, classes)
-              for name, rows in zip(files, scores)}
-    events = {name: [] for name in files}
-    for name, onset, offset, label in truth:
-        events[name].append((onset, offset, label))
-    return [sed_scores_eval.intersection_based.psds(frames, events, durations, **p)[0] for p in both]
+    from sed_scores_eval import intersection_based
+    from sed_scores_eval.base_modules.scores import create_score_dataframe
+    times = np.minimum(np.arange(scores.shape[1] + 1) * hop, CLIP_SECONDS)
+    frames = {name: create_score_dataframe(x.astype(np.float64), times, classes) for name, x in zip(files, scores)}
+    events = {name: [event[1:] for event in truth if event[0] == name] for name in files}
+    both = [p if p["alpha_ct"] else p | {"cttc_threshold": None} for p in both]
+    return [intersection_based.psds(frames, events, durations, **p)[0] for p in both]
 
 
 if __name__ == "__main__":

@@ -88,11 +88,18 @@ def test_front_end_stack_by_hand():
     conv, norm, *_ = stack = avsed.conv_stack(1, 16, (2, 2)).eval()
     x = torch.randn(1, 1, 512, 64)
     with torch.no_grad():
-        norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2), norm.weight.uniform_(0.5, 2), norm.bias.uniform_(-1, 1)
+        (
+            norm.running_mean.uniform_(-1, 1),
+            norm.running_var.uniform_(0.5, 2),
+            norm.weight.uniform_(0.5, 2),
+            norm.bias.uniform_(-1, 1),
+        )
         values = []
         for i, j in ((4, 6), (4, 7), (5, 6), (5, 7)):  # the four places that output (2, 3) is the mean of
             convolved = (x[0, 0, i - 1 : i + 2, j - 1 : j + 2] * conv.weight[5, 0]).sum() + conv.bias[5]
-            scaled = (convolved - norm.running_mean[5]) / (norm.running_var[5] + 1e-5).sqrt() * norm.weight[5] + norm.bias[5]
+            scaled = (convolved - norm.running_mean[5]) / (norm.running_var[5] + 1e-5).sqrt() * norm.weight[
+                5
+            ] + norm.bias[5]
             values.append(max(scaled.item(), 0))
         assert abs(stack(x)[0, 5, 2, 3].item() - np.mean(values)) < 1e-5
 
@@ -158,7 +165,9 @@ def test_relative_attention_by_hand():
         scores = torch.empty(65, 64)
         for i in range(65):
             for j in range(64):
-                scores[i, j] = (q[i] + attention.content_bias[h, 0]) @ k[j] + (q[i] + attention.position_bias[h, 0]) @ attention.distances[h, rows[i, j]]
+                scores[i, j] = (q[i] + attention.content_bias[h, 0]) @ k[j] + (
+                    q[i] + attention.position_bias[h, 0]
+                ) @ attention.distances[h, rows[i, j]]
         heads.append((scores / 128**0.5).softmax(-1) @ v)
     by_hand = torch.cat(heads, -1) @ attention.output.weight.T + attention.output.bias
     assert torch.allclose(attention(x, memory)[0], by_hand, atol=1e-4)
@@ -320,13 +329,17 @@ def test_only_the_transformer_has_absolute_positions():
 
 
 def reference_signal():
-    """The signal of the reference numbers below: a chirp, a gated tone and noise from a linear congruential generator"""
+    """The signal of the reference numbers below: a chirp, a gated tone, noise from a linear congruential generator"""
     n = np.arange(160000)
     t, state, u = n / 16000, 12345, np.empty(160000)
     for i in n:
         state = (1103515245 * state + 12345) % 2**31
         u[i] = state / 2**30 - 1
-    x = 0.5 * np.sin(2 * np.pi * (50 * t + 375 * t**2)) + 0.3 * np.sin(2 * np.pi * 1000 * t) * (n // 8000 % 2) + 0.01 * u
+    x = (
+        0.5 * np.sin(2 * np.pi * (50 * t + 375 * t**2))
+        + 0.3 * np.sin(2 * np.pi * 1000 * t) * (n // 8000 % 2)
+        + 0.01 * u
+    )
     return x / np.abs(x).max()
 
 
@@ -397,10 +410,23 @@ STRONG_HEADER, WEAK_HEADER = "filename\tonset\toffset\tevent_label", "filename\t
 def tiny_rows():
     """Rows of a data set with two classes, with the oddities of the real lists"""
     return {
-        "strong": [f"{i:02d}.wav\t0.{i}00\t1.500\t{'Dog' if i % 2 else 'Cat'}" for i in range(4)] + ["00.wav\t0.200\t0.210\tDog"],
-        "weak": ["Yaaaaaaaaaaa_0.000_10.000.wav\tDog,Cat,Dog", "Ybbb_bb-bbb__0.000_4.000.wav\tCat", "w2.wav\tDog", "w3.wav\tCat"],
+        "strong": [f"{i:02d}.wav\t0.{i}00\t1.500\t{'Dog' if i % 2 else 'Cat'}" for i in range(4)]
+        + ["00.wav\t0.200\t0.210\tDog"],
+        "weak": [
+            "Yaaaaaaaaaaa_0.000_10.000.wav\tDog,Cat,Dog",
+            "Ybbb_bb-bbb__0.000_4.000.wav\tCat",
+            "w2.wav\tDog",
+            "w3.wav\tCat",
+        ],
         "unlabelled": [f"u{i}.wav" for i in range(5)] + ["YWP8aI1IXNCQ_0.000_5.000.wav", "gone.wav"],
-        "validation": ["v0.wav\t0.500\t1.200\tDog", "v1.wav\t\t\t", "v2.wav\t1.000\t10.115\tCat", "v2.wav\t0.100\t0.900\tCat", "v2.wav\t0.100\t0.500\tCat", "v3.wav"],
+        "validation": [
+            "v0.wav\t0.500\t1.200\tDog",
+            "v1.wav\t\t\t",
+            "v2.wav\t1.000\t10.115\tCat",
+            "v2.wav\t0.100\t0.900\tCat",
+            "v2.wav\t0.100\t0.500\tCat",
+            "v3.wav",
+        ],
         "public": ["-x.wav\t0.000\t2.000\tDog", "p1.wav\t0.300\t1.000\tCat", "WP8aI1IXNCQ_0_5.wav\t0.100\t1.000\tDog"],
     }
 
@@ -436,14 +462,21 @@ def test_reading_a_data_set(tmp_path):
     counts = {name: (part.listed, len(part)) for name, part in data.partitions.items()}
     assert counts == {"strong": (4, 4), "weak": (4, 4), "unlabelled": (7, 5), "validation": (4, 4), "public": (3, 3)}
     text = "\n".join(lines)
-    assert re.search(r"unlabelled +7 listed, +6 found, +5 with openl3", text) and re.search(r"unlabelled +1 left out", text)
+    assert re.search(r"unlabelled +7 listed, +6 found, +5 with openl3", text) and re.search(
+        r"unlabelled +1 left out", text
+    )
     assert "YWP8aI1IXNCQ_0.000_5.000.wav" not in data.partitions["unlabelled"].filenames
     weak = data.partitions["weak"]
     assert weak.tags.tolist() == [[True, True], [True, False], [False, True], [True, False]]
     assert not data.partitions["strong"].present["openl3"].any()
     assert data.partitions["validation"].present["openl3"].tolist() == [True, False, True, True]
     assert data.partitions["unlabelled"].present["openl3"].tolist() == [False, True, True, True, True]
-    assert data.partitions["unlabelled"].tags is None and data.partitions["validation"].filenames == ["v0.wav", "v1.wav", "v2.wav", "v3.wav"]
+    assert data.partitions["unlabelled"].tags is None and data.partitions["validation"].filenames == [
+        "v0.wav",
+        "v1.wav",
+        "v2.wav",
+        "v3.wav",
+    ]
     assert data.partitions["validation"].tags.tolist() == [[False, True], [False, False], [True, False], [False, False]]
     assert np.allclose(data.partitions["public"].durations, 2.0)
     part = data.partitions["validation"]
@@ -452,10 +485,18 @@ def test_reading_a_data_set(tmp_path):
 
 
 def test_frame_targets():
-    events = [("a", 0.0, 0.1565, "x"), ("a", 0.16, 0.17, "y"), ("a", 0.5, 1.0, "x"), ("b", 9.9, 10.115, "y"), ("b", 9.95, 9.96, "x")]
+    events = [
+        ("a", 0.0, 0.1565, "x"),
+        ("a", 0.16, 0.17, "y"),
+        ("a", 0.5, 1.0, "x"),
+        ("b", 9.9, 10.115, "y"),
+        ("b", 9.95, 9.96, "x"),
+    ]
     targets = features.frame_targets(["a", "b"], events, ["x", "y"])
     assert targets.shape == (2, 64, 2)
-    assert np.flatnonzero(targets[0, :, 0]).tolist() == [0, 3, 4, 5, 6] and np.flatnonzero(targets[0, :, 1]).tolist() == [1]
+    assert np.flatnonzero(targets[0, :, 0]).tolist() == [0, 3, 4, 5, 6] and np.flatnonzero(
+        targets[0, :, 1]
+    ).tolist() == [1]
     assert np.flatnonzero(targets[1, :, 1]).tolist() == [63] and np.flatnonzero(targets[1, :, 0]).tolist() == [63]
 
 
@@ -471,7 +512,9 @@ def test_statistics_are_those_of_the_training_clips(tmp_path):
     for stem in ("v0", "p1"):  # other test clips: the same statistics
         np.save(tmp_path / f"visual/openl3/{stem}.npy", np.full((64, 6), 100, np.float16))
     again = features.load_dataset(tmp_path, ["openl3"], log=quiet)
-    assert all(np.array_equal(a, b) for name in again.statistics for a, b in zip(again.statistics[name], data.statistics[name]))
+    assert all(
+        np.array_equal(a, b) for name in again.statistics for a, b in zip(again.statistics[name], data.statistics[name])
+    )
     constant, _ = features.mean_and_std([np.ones((1, 3, 2))], [np.ones((1, 3), bool)])
     assert constant.tolist() == [1, 1] and np.allclose(_, features.STD_FLOOR)
 
@@ -489,7 +532,7 @@ def test_cache_is_reused_and_rebuilt(tmp_path, monkeypatch):
     write_wav(root / "audio/train/weak/w2.wav", np.sin(np.arange(30000) / 5))
     third = features.load_dataset(root, ["openl3"], log=quiet)
     assert len(decoded) == 4 and not np.array_equal(third.partitions["weak"].log_mel[2], before)
-    assert len(list((root / "cache").glob("weak-log_mel-*"))) == 2 and not list((root / "cache").glob("*.partial"))
+    assert len(list((root / "cache/weak-log_mel").iterdir())) == 2
 
 
 def test_non_finite_vectors_count_as_missing(tmp_path):
@@ -532,7 +575,9 @@ def test_endless_stream_visits_every_clip_once_a_pass():
         assert len(set(seen.tolist())) == 9
     assert not np.array_equal(batches[0], batches[3])
     assert train.endless(2, 5, 0, (0, 0)).tolist().count(0) in (2, 3) and len(train.endless(5, 0, 0, (0, 0))) == 0
-    assert np.array_equal(train.endless(10, 3, 7, (0, 0)), batches[7]) and not np.array_equal(train.endless(10, 10, 0, (1, 0)), train.endless(10, 10, 0, (0, 0)))
+    assert np.array_equal(train.endless(10, 3, 7, (0, 0)), batches[7]) and not np.array_equal(
+        train.endless(10, 10, 0, (1, 0)), train.endless(10, 10, 0, (0, 0))
+    )
 
 
 def test_mixup_rate_ratio_and_partners():
@@ -550,7 +595,15 @@ def test_mixup_rate_ratio_and_partners():
 
 
 def tiny_config(root, **changes):
-    values = dict(data=str(root), visual=("openl3",), base="transformer", train_weight=0.5, infer_weight="auto", epochs=2, batches=2)
+    values = dict(
+        data=str(root),
+        visual=("openl3",),
+        base="transformer",
+        train_weight=0.5,
+        infer_weight="auto",
+        epochs=2,
+        batches=2,
+    )
     return train.Config(**{**values, "batch_size": (2, 2, 3), "seed": 0, "bf16": False, **changes})
 
 
@@ -560,9 +613,9 @@ def test_mixup_interpolates_inputs_and_targets_alike(tmp_path, monkeypatch):
     partner, ratio = np.array([1, 0, 3, 2, 5, 4, 6]), np.array([0.25] * 2 + [0.5] * 2 + [0.75] * 3)
     monkeypatch.setattr(train, "mixup_plan", lambda *_: (ratio, partner))
     mixed = train.mixup(batch, (2, 2, 3), None)
-    for before, after, first in (
-        (batch.log_mel, mixed.log_mel, 0), (batch.visual["openl3"], mixed.visual["openl3"], 0), (batch.strong, mixed.strong, 0), (batch.weak, mixed.weak, 2)
-    ):  # fmt: skip
+    changed = [(batch.log_mel, mixed.log_mel, 0), (batch.visual["openl3"], mixed.visual["openl3"], 0)]
+    changed += [(batch.strong, mixed.strong, 0), (batch.weak, mixed.weak, 2)]
+    for before, after, first in changed:
         for i in range(len(before)):
             lam = ratio[first + i]
             assert torch.allclose(after[i], lam * before[i] + (1 - lam) * before[partner[first + i] - first], atol=1e-6)
@@ -581,7 +634,11 @@ def test_batch_holds_the_right_clips(tmp_path):
     assert torch.equal(batch.strong, torch.from_numpy(targets[picked]).float())
     assert torch.equal(batch.weak, torch.from_numpy(weak.tags[tagged]).float())
     mean, std = data.statistics["log_mel"]
-    assert np.allclose(batch.log_mel[:3], (strong.log_mel[picked] - mean) / std, atol=1e-5) and batch.log_mel.shape == (6, 512, 64)
+    assert np.allclose(batch.log_mel[:3], (strong.log_mel[picked] - mean) / std, atol=1e-5) and batch.log_mel.shape == (
+        6,
+        512,
+        64,
+    )
     mean, std = data.statistics["openl3"]
     assert np.allclose(batch.visual["openl3"][3:5], (weak.visual["openl3"][tagged] - mean) / std, atol=1e-3)
     assert batch.present["openl3"][:5].tolist() == [False] * 3 + [True] * 2
@@ -639,7 +696,9 @@ def test_one_step_by_hand(tmp_path, monkeypatch):
     assert torch.allclose(losses, by_hand, atol=1e-6) and (losses > 0).all()
     (by_hand[0] + by_hand[1] + 2 * by_hand[2] + 2 * by_hand[3]).backward()
     torch.optim.RAdam(copies[0].parameters(), 1e-3).step()
-    for (name, a), b, before, after in zip(student.named_parameters(), copies[0].parameters(), copies[1].parameters(), teacher.parameters()):
+    for (name, a), b, before, after in zip(
+        student.named_parameters(), copies[0].parameters(), copies[1].parameters(), teacher.parameters()
+    ):
         assert torch.allclose(a, b, atol=1e-6), name
         assert torch.allclose(after, (before + a) / 2, atol=1e-6) and after.grad is None, name
 
@@ -647,7 +706,9 @@ def test_one_step_by_hand(tmp_path, monkeypatch):
 def test_batches_of_one_kind_give_finite_losses(tmp_path):
     for size in ((0, 0, 3), (2, 0, 0), (0, 2, 0)):
         student, teacher, optimizer, data, config = step_setup(tmp_path, batch_size=size)
-        weak, strong, *consistency = train.training_step(student, teacher, optimizer, data, config, 0, torch.device("cpu")).tolist()
+        weak, strong, *consistency = train.training_step(
+            student, teacher, optimizer, data, config, 0, torch.device("cpu")
+        ).tolist()
         assert (strong > 0) == (size[0] > 0) and (weak > 0) == (size[1] > 0) and min(consistency) > 0
 
 
@@ -669,13 +730,34 @@ def run(*arguments):
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     root = write_tiny(tmp_path / "set", streams=("openl3", "tce"))
-    run("--data", root, "--visual", "openl3", "tce", "--base", "conformer", "--train-weight", "random", "--out", tmp_path / "r", *SHORT)
+    run(
+        "--data",
+        root,
+        "--visual",
+        "openl3",
+        "tce",
+        "--base",
+        "conformer",
+        "--train-weight",
+        "random",
+        "--out",
+        tmp_path / "r",
+        *SHORT,
+    )
     printed = capsys.readouterr().out
     assert "conformer + openl3 + tce" in printed and "PSDS2" in printed and "TOY" not in printed
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["log.txt", "metrics.json", "model.pt", "predictions.tsv"]
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
+        "log.txt",
+        "metrics.json",
+        "model.pt",
+        "predictions.tsv",
+    ]
     assert (tmp_path / "r/log.txt").read_text() == printed
     report = json.loads((tmp_path / "r/metrics.json").read_text())
-    assert set(report["scores"]["public"]) == {"CBF1", "SBF1", "EBF1", "PSDS1", "PSDS2"} and report["infer_weight"] in train.INFER_WEIGHTS
+    assert (
+        set(report["scores"]["public"]) == {"CBF1", "SBF1", "EBF1", "PSDS1", "PSDS2"}
+        and report["infer_weight"] in train.INFER_WEIGHTS
+    )
     model = torch.load(tmp_path / "r/model.pt", weights_only=True)
     assert model["classes"] == ["Cat", "Dog"] and model["visual_dims"] == {"openl3": 6, "tce": 5}
     assert len(model["tuned"]["EBF1"]["threshold"]) == 2 and model["tuned"]["PSDS1"]["threshold"] is None
@@ -684,8 +766,16 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     data = features.load_dataset(root, ["openl3", "tce"], log=quiet)
     public, weight = data.partitions["public"], model["infer_weight"]
     frame_scores, _ = train.predict(rebuilt, data, public, [weight], torch.device("cpu"))[weight]
-    events = train.detect(public, model["classes"], frame_scores, np.array(model["tuned"]["EBF1"]["threshold"]), np.array(model["tuned"]["EBF1"]["window"]))
-    assert sorted(map(tuple, read_rows(tmp_path / "r/predictions.tsv"))) == sorted((f, f"{a:.3f}", f"{b:.3f}", c) for f, a, b, c in events)
+    events = train.detect(
+        public,
+        model["classes"],
+        frame_scores,
+        np.array(model["tuned"]["EBF1"]["threshold"]),
+        np.array(model["tuned"]["EBF1"]["window"]),
+    )
+    assert sorted(map(tuple, read_rows(tmp_path / "r/predictions.tsv"))) == sorted(
+        (f, f"{a:.3f}", f"{b:.3f}", c) for f, a, b, c in events
+    )
 
 
 def read_rows(path):
@@ -707,7 +797,15 @@ def test_every_flag_that_changes_training_changes_the_weights(tmp_path):
     run(*base, "--out", tmp_path / "0")
     run(*base, "--out", tmp_path / "same")
     assert same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / "same"))
-    flags = (["--seed", 1], ["--train-weight", 0.25], ["--train-weight", "random"], ["--batch-size", 1, 2, 3], ["--epochs", 1], ["--batches", 1], ["--bf16"])
+    flags = (
+        ["--seed", 1],
+        ["--train-weight", 0.25],
+        ["--train-weight", "random"],
+        ["--batch-size", 1, 2, 3],
+        ["--epochs", 1],
+        ["--batches", 1],
+        ["--bf16"],
+    )
     for number, changed in enumerate(flags, 1):
         run(*base, *changed, "--out", tmp_path / f"{number}")
         assert not same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / f"{number}")), changed
@@ -718,7 +816,22 @@ def test_every_flag_that_changes_training_changes_the_weights(tmp_path):
 
 def test_killed_run_resumes_to_the_same_weights(tmp_path):
     root = write_tiny(tmp_path / "set")
-    base = ["--data", root, "--visual", "openl3", "--epochs", "3", "--batches", "3", "--batch-size", "2", "2", "3", "--train-weight", "random"]
+    base = [
+        "--data",
+        root,
+        "--visual",
+        "openl3",
+        "--epochs",
+        "3",
+        "--batches",
+        "3",
+        "--batch-size",
+        "2",
+        "2",
+        "3",
+        "--train-weight",
+        "random",
+    ]
     run(*base, "--out", tmp_path / "whole")
     command = [sys.executable, HERE / "train.py", *base, "--out", tmp_path / "killed"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
@@ -733,6 +846,9 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
     scores = [json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")]
     assert scores[0] == scores[1]
+    stamp = (tmp_path / "killed/model.pt").stat().st_mtime_ns
+    run(*base, "--out", tmp_path / "killed", "--resume")  # a finished run is not repeated
+    assert (tmp_path / "killed/model.pt").stat().st_mtime_ns == stamp
 
 
 # --- bad input: one line that names the file, exit code 2, no traceback, nothing half-written ------------------------
@@ -763,28 +879,55 @@ BAD = {
     "missing folder": (shutil.rmtree, "no such folder"),
     "missing table": (lambda root: (root / "metadata/train/weak.tsv").unlink(), r"weak\.tsv: no such file"),
     "missing visual folder": (lambda root: shutil.rmtree(root / "visual"), r"visual/openl3: no such folder"),
-    "columns": (overwrite("metadata/validation/validation.tsv", b"filename\tonset\tevent_label\n"), r"validation\.tsv, line 1: no column offset"),
+    "columns": (
+        overwrite("metadata/validation/validation.tsv", b"filename\tonset\tevent_label\n"),
+        r"validation\.tsv, line 1: no column offset",
+    ),
     "empty table": (overwrite("metadata/train/weak.tsv", b""), r"weak\.tsv, line 1: no column filename, event_labels"),
     "not text": (overwrite("metadata/train/weak.tsv", b"\xff\xfe\x00"), r"weak\.tsv: cannot be read as text"),
     "too many cells": (replace_row("weak", 2, "w2.wav\tDog\tCat"), r"weak\.tsv, line 4: 3 columns"),
-    "offset before onset": (replace_row("strong", 1, "01.wav\t2.0\t1.0\tDog"), r"soundscapes\.tsv, line 3: .*2\.0 and 1\.0"),
+    "offset before onset": (
+        replace_row("strong", 1, "01.wav\t2.0\t1.0\tDog"),
+        r"soundscapes\.tsv, line 3: .*2\.0 and 1\.0",
+    ),
     "offset equals onset": (replace_row("public", 1, "p1.wav\t1.0\t1.0\tDog"), r"public\.tsv, line 3"),
     "negative time": (replace_row("validation", 0, "v0.wav\t-0.5\t1.0\tDog"), r"validation\.tsv, line 2"),
     "infinite time": (replace_row("validation", 0, "v0.wav\t0.5\tinf\tDog"), r"validation\.tsv, line 2"),
     "no number": (replace_row("validation", 0, "v0.wav\tearly\t1.0\tDog"), r"validation\.tsv, line 2: onset 'early'"),
-    "no label": (replace_row("validation", 0, "v0.wav\t0.5\t1.0\t"), r"validation\.tsv, line 2: an event without a label"),
-    "unknown class": (replace_row("validation", 0, "v0.wav\t0.5\t1.0\tFox"), r"validation\.tsv, line 2: the class 'Fox'"),
-    "path in a name": (replace_row("weak", 2, "../../w2.wav\tDog"), r"weak\.tsv, line 4: '\.\./\.\./w2\.wav' is not a plain file name"),
-    "label without audio": (lambda root: write_wav(root / "audio/train/weak/w2.wav", np.zeros(0)), r"w2\.wav: holds no audio"),
+    "no label": (
+        replace_row("validation", 0, "v0.wav\t0.5\t1.0\t"),
+        r"validation\.tsv, line 2: an event without a label",
+    ),
+    "unknown class": (
+        replace_row("validation", 0, "v0.wav\t0.5\t1.0\tFox"),
+        r"validation\.tsv, line 2: the class 'Fox'",
+    ),
+    "path in a name": (
+        replace_row("weak", 2, "../../w2.wav\tDog"),
+        r"weak\.tsv, line 4: '\.\./\.\./w2\.wav' is not a plain file name",
+    ),
+    "label without audio": (
+        lambda root: write_wav(root / "audio/train/weak/w2.wav", np.zeros(0)),
+        r"w2\.wav: holds no audio",
+    ),
     "broken wav": (overwrite("audio/validation/v0.wav", b"RIFF and nothing else"), r"v0\.wav: cannot be decoded"),
-    "nan in a wav": (lambda root: write_wav(root / "audio/validation/v0.wav", np.full(100, np.nan), subtype="FLOAT"), r"v0\.wav: holds samples that are not finite"),
+    "nan in a wav": (
+        lambda root: write_wav(root / "audio/validation/v0.wav", np.full(100, np.nan), subtype="FLOAT"),
+        r"v0\.wav: holds samples that are not finite",
+    ),
     "empty partition": (lambda root: shutil.rmtree(root / "audio/eval"), r"audio/eval/public: none of the 3 clips"),
     "visual shape": (save_array(np.zeros((63, 6), np.float16)), r"w2\.npy: has the shape \(63, 6\) where \(64, 6\)"),
     "visual width": (save_array(np.zeros((64, 7), np.float16)), r"w2\.npy: has the shape \(64, 7\) where \(64, 6\)"),
-    "visual dtype": (save_array(np.zeros((64, 6), np.int16)), r"w2\.npy: must be an array of float16 or float32, .*int16"),
+    "visual dtype": (
+        save_array(np.zeros((64, 6), np.int16)),
+        r"w2\.npy: must be an array of float16 or float32, .*int16",
+    ),
     "visual pickle": (save_array(np.array([{}])), r"w2\.npy: cannot be read as a \.npy array"),
     "visual garbage": (overwrite("visual/openl3/w2.npy", b"\x93NUMPY"), r"w2\.npy: cannot be read as a \.npy array"),
-    "no training video": (lambda root: [p.unlink() for p in (root / "visual/openl3").glob("[uwY]*.npy")], r"visual/openl3: no file for any training clip"),
+    "no training video": (
+        lambda root: [p.unlink() for p in (root / "visual/openl3").glob("[uwY]*.npy")],
+        r"visual/openl3: no file for any training clip",
+    ),
 }
 
 
@@ -797,7 +940,9 @@ def test_bad_input_gets_one_line(name, tmp_path, capsys):
         run("--data", root, "--visual", "openl3", "--out", tmp_path / "r", *SHORT)
     captured = capsys.readouterr()
     assert stop.value.code == 2
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and re.search(message, captured.err), captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and re.search(message, captured.err), (
+        captured.err
+    )
     assert not (tmp_path / "r").exists() and not list(tmp_path.rglob("*.partial"))
 
 
@@ -805,7 +950,13 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
     root = write_tiny(tmp_path / "set")
     arguments = ["--data", root, "--visual", "openl3", *SHORT, "--resume"]
     good = tmp_path / "good"
-    train_only = {"config": train.asdict(tiny_config(root)), "classes": ["Cat", "Dog"], "epoch": 1, "student": {}, "teacher": {}}
+    train_only = {
+        "config": train.asdict(tiny_config(root)),
+        "classes": ["Cat", "Dog"],
+        "epoch": 1,
+        "student": {},
+        "teacher": {},
+    }
 
     class Payload:  # what unpickling would run if it were allowed to
         def __reduce__(self):
@@ -828,11 +979,22 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             run(*arguments, "--out", folder)
         error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.count("\n") == 1 and message in error and f"{folder}/checkpoint.pt" in error, (name, error)
+        assert (
+            stop.value.code == 2 and error.count("\n") == 1 and message in error and f"{folder}/checkpoint.pt" in error
+        ), (name, error)
     assert not (tmp_path / "executed").exists() and not good.exists()
 
 
-@pytest.mark.parametrize("flags", (["--infer-weight", "0"], ["--train-weight", "2"], ["--batch-size", "0", "0", "0"], ["--epochs", "0"], ["--visual", "../x"]))
+@pytest.mark.parametrize(
+    "flags",
+    (
+        ["--infer-weight", "0"],
+        ["--train-weight", "2"],
+        ["--batch-size", "0", "0", "0"],
+        ["--epochs", "0"],
+        ["--visual", "../x"],
+    ),
+)
 def test_bad_flags_get_code_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*flags)
@@ -856,4 +1018,6 @@ def test_lower_files_run_when_copied_alone(name, tmp_path):
         "features": "import numpy; assert features.log_mel(numpy.zeros(160000)).shape == (512, 64)",
         "avsed": "avsed.MultiEncoder(3, {'x': 7})",
     }[name]
-    subprocess.run([sys.executable, "-c", f"import {name}; {use}"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": ""})
+    subprocess.run(
+        [sys.executable, "-c", f"import {name}; {use}"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": ""}
+    )

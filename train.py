@@ -5,10 +5,9 @@
 
 Top to bottom, as time runs: configuration, the plan of batches, one training step, the run, scoring, the command line.
 
-Our choices where the paper is silent (marked `# ours:` below): the batch mean of every loss runs over all its elements; the
-teacher starts as a copy of the student and keeps its own batch norm statistics; the moving average warms up as
-1 - 1 / (t + 1); mixup draws one coin per batch and one ratio per label group, with partners of the same group and the
-same missing streams; the learning rate falls in steps.
+Our choices where the paper is silent (marked `# ours:` below): the teacher starts as a copy of the student and keeps its
+own batch norm statistics; the moving average warms up as 1 - 1 / (t + 1); mixup draws one coin per batch and one ratio
+per label group, with partners of the same group and the same missing streams; the learning rate falls in steps.
 """
 
 import argparse
@@ -43,8 +42,14 @@ MIXUP_RATE, MIXUP_SHAPE = 0.33, 0.2  # Boes 2022, Sec. 3.1.5
 RANDOM_WEIGHT = (0.25, 1.0)  # range of random acoustic weights (Boes 2022, Sec. 3.2.2)
 INFER_WEIGHTS = (0.25, 0.5, 0.75, 0.875)  # acoustic weights tried at inference (Boes 2022, Sec. 3.2.2)
 PAPER = {"epochs": 100, "batches": 250, "batch_size": (32, 32, 64)}  # Boes 2022, Sec. 3.1.5
-TOY = {"epochs": 10, "batches": 40, "batch_size": (4, 4, 8)}  # ours: what two cores do in a few minutes
-TUNED = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}  # score: metrics.tune's name
+TOY = {"epochs": 8, "batches": 40, "batch_size": (4, 4, 8)}  # ours: what two cores do in a few minutes
+TUNED = {
+    "CBF1": "clip",
+    "SBF1": "segment",
+    "EBF1": "event",
+    "PSDS1": "psds1",
+    "PSDS2": "psds2",
+}  # score: metrics.tune's name
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Config:
 
 
 def endless(n, size, iteration, key):
-    """Indices of batch number `iteration` from an endless shuffled stream of n clips; incomplete last batches are dropped."""
+    """Indices of batch number `iteration` from an endless shuffled stream of n clips; incomplete batches are dropped."""
     if size == 0:
         return np.zeros(0, int)
     per_pass = max(1, n // size)
@@ -85,8 +90,8 @@ def endless(n, size, iteration, key):
 def mixup_plan(rng, group, pattern):
     """Who is mixed with whom: (ratio (B,), partner (B,)), or None for the batches that stay as they are.
 
-    group (B,), pattern (B,): label group of each clip, and which streams it has, as integers. ours: partners share both, so
-    that labels stay of one kind and a clip with video is never mixed with one without.
+    group (B,), pattern (B,): label group of each clip, and which streams it has, as integers. ours: partners share
+    both, so that labels stay of one kind and a clip with video is never mixed with one without.
     """
     if rng.random() >= MIXUP_RATE:
         return None
@@ -123,7 +128,9 @@ def load_batch(data, picks, device):
         return (torch.from_numpy(rows).to(device).float() - mean) / std
 
     streams = data.statistics.keys() - {"log_mel"}
-    present = {s: torch.from_numpy(np.concatenate([part.present[s][i] for part, i in picks])).to(device) for s in streams}
+    present = {
+        s: torch.from_numpy(np.concatenate([part.present[s][i] for part, i in picks])).to(device) for s in streams
+    }
     visual = {s: gather([part.visual[s] for part, _ in picks], data.statistics[s]) for s in streams}
     return Batch(gather([part.log_mel for part, _ in picks], data.statistics["log_mel"]), visual, present)
 
@@ -137,10 +144,7 @@ def training_batch(data, config, iteration, device):
     ]
     batch = load_batch(data, picks, device)
     (strong, strong_clips), (weak, weak_clips), _ = picks
-    names = [strong.filenames[i] for i in strong_clips]
-    chosen = set(names)
-    events = [event for event in strong.events if event[0] in chosen]
-    batch.strong = torch.from_numpy(features.frame_targets(names, events, data.classes)).to(device).float()
+    batch.strong = torch.from_numpy(strong.frames[strong_clips]).to(device).float()
     batch.weak = torch.from_numpy(weak.tags[weak_clips]).to(device).float()
     return batch, np.random.default_rng([config.seed, len(parts), iteration])
 
@@ -175,8 +179,8 @@ def learning_rate(iteration):
 def update_teacher(teacher, student, t):
     """Exponential moving average of the student's parameters after step t = 1, 2, .. (Boes 2022, Sec. 3.1.5).
 
-    ours: a short memory at first, as in the DCASE baselines. Only parameters are averaged: the teacher, in training mode
-    like the student, collects batch norm statistics of its own.
+    ours: a short memory at first, as in the DCASE baselines. Only parameters are averaged: the teacher, in training
+    mode like the student, collects batch norm statistics of its own.
     """
     decay = min(1 - 1 / (t + 1), EMA_DECAY)
     for average, current in zip(teacher.parameters(), student.parameters()):
@@ -189,7 +193,10 @@ def binary_cross_entropy(logits, targets):
 
 
 def training_step(student, teacher, optimizer, data, config, iteration, device):
-    """One iteration of mean-teacher training (Boes 2022, Sec. 3.1.5) -> (4,) losses: weak, strong, clip and frame consistency"""
+    """One iteration of mean-teacher training (Boes 2022, Sec. 3.1.5).
+
+    -> (4,) losses: clip cross entropy, frame cross entropy, clip consistency, frame consistency
+    """
     batch, rng = training_batch(data, config, iteration, device)
     batch = mixup(batch, config.batch_size, rng)
     audio_weight = audio_weight_of(config.train_weight, rng)  # student and teacher share it
@@ -235,6 +242,10 @@ class Log:
             self.lines = []
 
 
+def first_line(error):
+    return str(error).strip().split("\n")[0][:80]
+
+
 def save(content, path):
     """torch.save that leaves either the old file or the new one, never half of it"""
     partial = path.with_name(f"{path.name}.partial")
@@ -247,11 +258,13 @@ def load(path, device="cpu"):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path}: not a checkpoint of this program ({str(error).splitlines()[0][:80]}); delete it and start again") from None
+        raise InputError(
+            f"{path}: not a checkpoint of this program ({first_line(error)}); delete it and start again"
+        ) from None
 
 
-def train(config, data, out, device, log, resume):
-    """Run the whole schedule -> the student after its last iteration; a checkpoint after every epoch"""
+def train(config, data, out, device, log):
+    """Run the schedule, from the checkpoint in `out` on if there is one -> the student after its last iteration"""
     torch.manual_seed(config.seed)
     dims = {stream: data.partitions["weak"].visual[stream].shape[2] for stream in config.visual}
     student = MultiEncoder(len(data.classes), dims, config.base).to(device, memory_format=torch.channels_last)
@@ -259,8 +272,9 @@ def train(config, data, out, device, log, resume):
     optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
     n_parameters = sum(p.numel() for p in student.parameters()) / 1e6
     log(f"model  {config.base}, {' + '.join(('log-mel', *config.visual))}, {n_parameters:.2f} M parameters")
-    first = restore(out / "checkpoint.pt", config, data, student, teacher, optimizer, device) if resume else 0
-    if first:
+    first = 0
+    if (out / "checkpoint.pt").exists():
+        first = restore(out / "checkpoint.pt", config, data, student, teacher, optimizer, device)
         log(f"       continuing after epoch {first} of {config.epochs}")
 
     progress = Progress(config, first)
@@ -283,13 +297,14 @@ def train(config, data, out, device, log, resume):
 
 def restore(path, config, data, student, teacher, optimizer, device):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
-    if not path.exists():
-        return 0
     state = load(path, device)
     try:
         differing = [key for key, value in asdict(config).items() if state["config"][key] != value]
         if differing or state["classes"] != data.classes:
-            what = ", ".join(f"{key} {state['config'][key]} (now {getattr(config, key)})" for key in differing) or "other classes"
+            what = (
+                ", ".join(f"{key} {state['config'][key]} (now {getattr(config, key)})" for key in differing)
+                or "other classes"
+            )
             raise InputError(f"{path}: belongs to a run with {what}; give the same flags, or another --out")
         student.load_state_dict(state["student"])
         teacher.load_state_dict(state["teacher"])
@@ -299,7 +314,9 @@ def restore(path, config, data, student, teacher, optimizer, device):
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu())
         return state["epoch"]
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a checkpoint of another architecture ({str(error).splitlines()[0][:80]}); delete it and start again") from None
+        raise InputError(
+            f"{path}: a checkpoint of another architecture ({first_line(error)}); delete it and start again"
+        ) from None
 
 
 def random_states():
@@ -312,8 +329,14 @@ def check_finite(terms, first):
     """terms (iterations, 4): stop the run where the first one is not finite"""
     for number, row in enumerate(terms.tolist()):
         if not all(map(math.isfinite, row)):
-            named = ", ".join(f"{name} {value:.4g}" for name, value in zip(("weak", "strong", "clip consistency", "frame consistency"), row))
-            sys.exit(f"error: the loss is not finite at iteration {first + number}: {named}; the checkpoint of the epoch before is untouched")
+            named = ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in zip(("weak", "strong", "clip consistency", "frame consistency"), row)
+            )
+            sys.exit(
+                f"error: the loss is not finite at iteration {first + number}: {named}; "
+                "the checkpoint of the epoch before is untouched"
+            )
 
 
 class Progress:
@@ -365,15 +388,19 @@ def durations_of(part):
 
 def detect(part, classes, frame_scores, threshold, window):
     """Events of a partition from its frame scores (Boes 2022, Sec. 3.1.3)"""
-    return metrics.scores_to_events(frame_scores, part.filenames, classes, threshold, window, FRAME_HOP, durations_of(part))
+    return metrics.scores_to_events(
+        frame_scores, part.filenames, classes, threshold, window, FRAME_HOP, durations_of(part)
+    )
 
 
 def tune(part, classes, frame_scores, clip_scores, names=TUNED):
-    """Thresholds and windows per class for each score -> dict of score -> (thresholds, windows) (Boes 2022, Sec. 3.1.3)"""
+    """Tuning on a partition (Boes 2022, Sec. 3.1.3) -> dict of score -> (thresholds (C,), windows (C,))"""
     tuned = {}
     for name in names:
         scores = clip_scores if name == "CBF1" else frame_scores
-        tuned[name] = metrics.tune(scores, part.filenames, part.events, durations_of(part), classes, FRAME_HOP, TUNED[name])
+        tuned[name] = metrics.tune(
+            scores, part.filenames, part.events, durations_of(part), classes, FRAME_HOP, TUNED[name]
+        )
     return tuned
 
 
@@ -384,9 +411,13 @@ def evaluate(part, classes, frame_scores, clip_scores, tuned):
         if name == "CBF1":
             scores[name] = metrics.clip_f1(part.tags, clip_scores.astype(np.float64) > threshold).micro
         elif name == "SBF1":
-            scores[name] = metrics.segment_f1(part.events, detect(part, classes, frame_scores, threshold, window), classes).micro
+            scores[name] = metrics.segment_f1(
+                part.events, detect(part, classes, frame_scores, threshold, window), classes
+            ).micro
         elif name == "EBF1":
-            scores[name] = metrics.event_f1(part.events, detect(part, classes, frame_scores, threshold, window), classes).macro
+            scores[name] = metrics.event_f1(
+                part.events, detect(part, classes, frame_scores, threshold, window), classes
+            ).macro
         else:
             criteria = {"PSDS1": metrics.PSDS1, "PSDS2": metrics.PSDS2}[name]
             scores[name] = metrics.psds_from_scores(
@@ -402,7 +433,9 @@ def valid_line(student, data, config, epoch, device):
     frame_scores, clip_scores = predict(student, data, part, [weight], device)[weight]
     untuned = {name: (np.full(len(classes), 0.5), np.ones(len(classes), int)) for name in ("CBF1", "SBF1", "EBF1")}
     scores = evaluate(part, classes, frame_scores, clip_scores, untuned)
-    return f"valid {epoch + 1:3d}/{config.epochs} | " + " | ".join(f"{name} {100 * score:5.2f}" for name, score in scores.items())
+    return f"valid {epoch + 1:3d}/{config.epochs} | " + " | ".join(
+        f"{name} {100 * score:5.2f}" for name, score in scores.items()
+    )
 
 
 def infer_weights(config):
@@ -413,7 +446,7 @@ def infer_weights(config):
 
 
 def score_run(student, config, data, out, device, log):
-    """Tune on validation, score on public evaluation, write model.pt, metrics.json and predictions.tsv -> table row"""
+    """Tune on validation, score on public evaluation, write model.pt, metrics.json and predictions.tsv -> the report"""
     validation, public, classes = data.partitions["validation"], data.partitions["public"], data.classes
 
     # Boes 2022, Sec. 3.2.2: the weight with the best EBF1 on validation serves all five scores
@@ -430,24 +463,31 @@ def score_run(student, config, data, out, device, log):
         "validation": evaluate(validation, classes, *predictions[weight], tuned),
         "public": evaluate(public, classes, frame_scores, clip_scores, tuned),
     }
-    plain = {name: {"threshold": None if t is None else t.tolist(), "window": w.tolist()} for name, (t, w) in tuned.items()}
+    plain = {
+        name: {"threshold": None if t is None else t.tolist(), "window": w.tolist()} for name, (t, w) in tuned.items()
+    }
     report = {"config": asdict(config), "classes": classes, "infer_weight": weight, "tuned": plain}
-    report |= {"scores": {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in scores.items()}}
+    report |= {
+        "scores": {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in scores.items()}
+    }
     weights = {"weights": student.state_dict(), "visual_dims": {s: data.statistics[s][0].size for s in config.visual}}
     weights["statistics"] = {name: [torch.from_numpy(v) for v in pair] for name, pair in data.statistics.items()}
     metrics.write_events(out / "predictions.tsv", detect(public, classes, frame_scores, *tuned["EBF1"]))
-    save(report | weights, out / "model.pt")
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    return table(config, weight, scores["public"])
+    save(report | weights, out / "model.pt")  # last: it marks the run as finished
+    return report
 
 
-def table(config, weight, scores):
+def table(config, report):
     """A row in the shape of Boes 2022, Table 5, under its heading"""
+    weight, scores = report["infer_weight"], report["scores"]["public"]
     streams = " + ".join((config.base, *config.visual))
     shares = [weight] + [(1 - weight) / len(config.visual)] * len(config.visual) if config.visual else [1]
     row = f"{streams:32} {' '.join(f'{share:.4g}' for share in shares):20}"
     heading = f"{'':32} {'weights':20}" + "".join(f"{name:>8}" for name in TUNED)
-    return heading + "\n" + row + "".join(f"{s:8.4f}" if name.startswith("PSDS") else f"{100 * s:8.2f}" for name, s in scores.items())
+    for name, score in scores.items():
+        row += f"{'-':>8}" if score is None else f"{score:8.4f}" if name.startswith("PSDS") else f"{100 * score:8.2f}"
+    return f"{heading}\n{row}"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -466,18 +506,56 @@ def weight_or(word):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4 (README, 'Real data'); without it, the toy data set")
-    parser.add_argument("--visual", nargs="+", default=[], metavar="NAME", help="visual streams, folders under DIR/visual; none: audio only")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="data set in the layout of DCASE 2020 task 4 (README, 'Real data'); without it, the toy data set",
+    )
+    parser.add_argument(
+        "--visual",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="visual streams, folders under DIR/visual; none: audio only",
+    )
     parser.add_argument("--base", choices=("transformer", "conformer"), default="transformer", help="base model")
-    parser.add_argument("--train-weight", type=weight_or("random"), default=0.5, metavar="W", help="acoustic weight in training, a number or 'random'")
-    parser.add_argument("--infer-weight", type=weight_or("auto"), default="auto", metavar="W", help="acoustic weight at inference, a number or 'auto': by validation EBF1")
-    parser.add_argument("--epochs", type=int, help=f"(default: {PAPER['epochs']}, the paper's; toy data: {TOY['epochs']})")
-    parser.add_argument("--batches", type=int, help=f"per epoch (default: {PAPER['batches']}; toy data: {TOY['batches']})")
-    parser.add_argument("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"), help=f"(default: {PAPER['batch_size']}; toy data: {TOY['batch_size']})")
+    parser.add_argument(
+        "--train-weight",
+        type=weight_or("random"),
+        default=0.5,
+        metavar="W",
+        help="acoustic weight in training, a number or 'random'",
+    )
+    parser.add_argument(
+        "--infer-weight",
+        type=weight_or("auto"),
+        default="auto",
+        metavar="W",
+        help="acoustic weight at inference, a number or 'auto': by validation EBF1",
+    )
+    parser.add_argument(
+        "--epochs", type=int, help=f"(default: {PAPER['epochs']}, the paper's; toy data: {TOY['epochs']})"
+    )
+    parser.add_argument(
+        "--batches", type=int, help=f"per epoch (default: {PAPER['batches']}; toy data: {TOY['batches']})"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs=3,
+        metavar=("STRONG", "WEAK", "UNLABELLED"),
+        help=f"(default: {PAPER['batch_size']}; toy data: {TOY['batch_size']})",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast: faster where the hardware has it, scores within seed noise")
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 autocast: faster where the hardware has it, scores within seed noise",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder for the run (default: runs/NAME made of the flags)")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same flags")
     args = parser.parse_args(arguments)
@@ -497,7 +575,7 @@ def choose_device(name):
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not available here ({str(error).splitlines()[0][:80]}); use --device auto") from None
+        raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
 
 
 def keep_freed_memory():
@@ -512,8 +590,14 @@ def keep_freed_memory():
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def cache_folder(root, out):
+    """Inside the data set, or beside the run where the data set is read-only, be it only by its permission bits"""
+    writable = root.is_dir() and os.access(root, os.W_OK) and root.stat().st_mode & 0o222
+    return root / "cache" if writable else out.parent / f"cache-{root.resolve().name}"
+
+
 def run(args, log):
-    """What the command line does: load, train, score -> the table row as text"""
+    """What the command line does: load, train, score, print the table row"""
     device = choose_device(args.device)
     root = args.data or "data/toy"
     config = Config(
@@ -526,19 +610,26 @@ def run(args, log):
     if not args.data:
         log("data   toy, made on the spot in data/toy")
         features.make_toy(root)
-        log("       TOY DATA: these scores are not comparable with the paper. Use --data DIR for DCASE 2020 (README, 'Real data')")
+        log("       TOY DATA: these scores are not comparable with the paper.")
+        log("       Use --data DIR for DCASE 2020 (README, 'Real data').")
     else:
         log(f"data   {root}")
-    cache = Path(root, "cache") if os.access(root, os.W_OK) else out.parent / "cache"
-    data = features.load_dataset(root, config.visual, cache, log)
+    data = features.load_dataset(root, config.visual, cache_folder(Path(root), out), log)
     out.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        for name in ("checkpoint.pt", "model.pt", "log.txt"):
+            (out / name).unlink(missing_ok=True)
     log.path = out / "log.txt"
-    student = train(config, data, out, device, log, args.resume)
-    row = score_run(student, config, data, out, device, log)
-    (out / "checkpoint.pt").unlink()
+    if (out / "model.pt").exists() and not (out / "checkpoint.pt").exists():
+        log(f"       {out} is finished, nothing to resume")
+        report = json.loads((out / "metrics.json").read_text())
+    else:
+        student = train(config, data, out, device, log)
+        report = score_run(student, config, data, out, device, log)
+        (out / "checkpoint.pt").unlink()
+    log(table(config, report))
     if not args.data:
-        row += "\nTOY DATA: not comparable with the paper"
-    log(row)
+        log("TOY DATA: not comparable with the paper")
 
 
 def main(arguments=None):
@@ -547,7 +638,7 @@ def main(arguments=None):
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
     try:
         run(args, Log())
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
