@@ -269,7 +269,8 @@ class DataSet:
 
     classes: list  # C sorted names
     partitions: dict  # name -> Partition
-    statistics: dict  # "log_mel" or stream -> (mean, std), float32 arrays of (64,) or (D,)
+    mel_statistics: tuple  # mean, std of each mel bin, (64,) float32
+    visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
 
 
 def load_dataset(root, visual=(), cache=None, log=print):
@@ -304,7 +305,7 @@ def load_dataset(root, visual=(), cache=None, log=print):
         folder = root / "visual" / stream
         example = example_of_stream(partitions, folder, stems[stream])
         keys += [cache_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
-    return DataSet(classes, partitions, cached_statistics(partitions, visual, cache, "".join(keys)))
+    return DataSet(classes, partitions, *cached_statistics(partitions, visual, cache, "".join(keys)))
 
 
 def read_partitions(root):
@@ -493,25 +494,23 @@ def read_visual(path, example=None):
 
 
 def cached_statistics(partitions, visual, cache, key):
-    """Mean and std per mel bin and visual dimension over the training clips -> dict of name -> (mean, std) float32"""
+    """Mean and std over the training clips -> pair of the mel bins, dict of stream -> pair of its dimensions"""
     path = cache / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         training = [partitions[name] for name in TRAINING]
         # ours: frames that lie wholly in the padding are left out, ln(1e-5) is no sound
-        sounding = [
-            np.arange(MEL_FRAMES) < 1 + np.minimum(p.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] // HOP
-            for p in training
-        ]
-        statistics = {"log_mel": mean_and_std([p.log_mel for p in training], sounding)}
+        samples = [np.minimum(part.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] for part in training]
+        sounding = [np.arange(MEL_FRAMES) < 1 + n // HOP for n in samples]
+        statistics = {"mel": mean_and_std([part.log_mel for part in training], sounding)}
         for stream in visual:
-            present = [np.repeat(p.present[stream][:, None], FRAMES, 1) for p in training]
-            statistics[stream] = mean_and_std([p.visual[stream] for p in training], present)
+            present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
+            statistics[f"visual-{stream}"] = mean_and_std([part.visual[stream] for part in training], present)
         partial = cache / f"statistics-{os.getpid()}.partial"
         with open(partial, "wb") as file:
             np.savez(file, **{name: np.stack(pair) for name, pair in statistics.items()})
         os.replace(partial, path)
     with np.load(path, allow_pickle=False) as stored:
-        return {name: (stored[name][0], stored[name][1]) for name in ("log_mel", *visual)}
+        return tuple(stored["mel"]), {stream: tuple(stored[f"visual-{stream}"]) for stream in visual}
 
 
 def mean_and_std(arrays, masks, chunk=256):

@@ -43,13 +43,8 @@ RANDOM_WEIGHT = (0.25, 1.0)  # range of random acoustic weights (Boes 2022, Sec.
 INFER_WEIGHTS = (0.25, 0.5, 0.75, 0.875)  # acoustic weights tried at inference (Boes 2022, Sec. 3.2.2)
 PAPER = {"epochs": 100, "batches": 250, "batch_size": (32, 32, 64)}  # Boes 2022, Sec. 3.1.5
 TOY = {"epochs": 8, "batches": 40, "batch_size": (4, 4, 8)}  # ours: what two cores do in a few minutes
-TUNED = {
-    "CBF1": "clip",
-    "SBF1": "segment",
-    "EBF1": "event",
-    "PSDS1": "psds1",
-    "PSDS2": "psds2",
-}  # score: metrics.tune's name
+# the scores of Boes 2022, Sec. 3.1.4, and what metrics.tune calls them
+TUNED = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,12 @@ def load_batch(data, picks, device):
         rows = np.concatenate([array[indices] for array, (_, indices) in zip(arrays, picks)])
         return (torch.from_numpy(rows).to(device).float() - mean) / std
 
-    streams = data.statistics.keys() - {"log_mel"}
-    present = {
-        s: torch.from_numpy(np.concatenate([part.present[s][i] for part, i in picks])).to(device) for s in streams
-    }
-    visual = {s: gather([part.visual[s] for part, _ in picks], data.statistics[s]) for s in streams}
-    return Batch(gather([part.log_mel for part, _ in picks], data.statistics["log_mel"]), visual, present)
+    visual, present = {}, {}
+    for stream, statistics in data.visual_statistics.items():
+        visual[stream] = gather([part.visual[stream] for part, _ in picks], statistics)
+        have = np.concatenate([part.present[stream][indices] for part, indices in picks])
+        present[stream] = torch.from_numpy(have).to(device)
+    return Batch(gather([part.log_mel for part, _ in picks], data.mel_statistics), visual, present)
 
 
 def training_batch(data, config, iteration, device):
@@ -266,7 +261,7 @@ def load(path, device="cpu"):
 def train(config, data, out, device, log):
     """Run the schedule, from the checkpoint in `out` on if there is one -> the student after its last iteration"""
     torch.manual_seed(config.seed)
-    dims = {stream: data.partitions["weak"].visual[stream].shape[2] for stream in config.visual}
+    dims = {stream: mean.size for stream, (mean, _) in data.visual_statistics.items()}
     student = MultiEncoder(len(data.classes), dims, config.base).to(device, memory_format=torch.channels_last)
     teacher = copy.deepcopy(student).requires_grad_(False)  # ours: a copy, not random weights of its own
     optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
@@ -299,13 +294,13 @@ def restore(path, config, data, student, teacher, optimizer, device):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
     state = load(path, device)
     try:
-        differing = [key for key, value in asdict(config).items() if state["config"][key] != value]
-        if differing or state["classes"] != data.classes:
-            what = (
-                ", ".join(f"{key} {state['config'][key]} (now {getattr(config, key)})" for key in differing)
-                or "other classes"
-            )
-            raise InputError(f"{path}: belongs to a run with {what}; give the same flags, or another --out")
+        differs = [
+            f"{key} {state['config'][key]}" for key, value in asdict(config).items() if state["config"][key] != value
+        ]
+        if state["classes"] != data.classes:
+            differs.append("other classes")
+        if differs:
+            raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
         student.load_state_dict(state["student"])
         teacher.load_state_dict(state["teacher"])
         optimizer.load_state_dict(state["optimizer"])
@@ -470,12 +465,16 @@ def score_run(student, config, data, out, device, log):
     report |= {
         "scores": {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in scores.items()}
     }
-    weights = {"weights": student.state_dict(), "visual_dims": {s: data.statistics[s][0].size for s in config.visual}}
-    weights["statistics"] = {name: [torch.from_numpy(v) for v in pair] for name, pair in data.statistics.items()}
+    weights = {"weights": student.state_dict(), "mel_statistics": tensors(data.mel_statistics)}
+    weights["visual_statistics"] = {stream: tensors(pair) for stream, pair in data.visual_statistics.items()}
     metrics.write_events(out / "predictions.tsv", detect(public, classes, frame_scores, *tuned["EBF1"]))
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
     save(report | weights, out / "model.pt")  # last: it marks the run as finished
     return report
+
+
+def tensors(arrays):
+    return [torch.from_numpy(array) for array in arrays]
 
 
 def table(config, report):
