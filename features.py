@@ -279,7 +279,7 @@ def load_dataset(root, visual=(), cache=None, log=print):
     visual: names of folders under root/visual, any number
     cache: folder for the cache, default root/cache
     log: receives a line per partition: how many clips are listed, found, and have each visual stream
-    Raises InputError for anything wrong. A listed clip without audio is only counted, unless a whole partition has none.
+    Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
     if not root.is_dir():
@@ -698,17 +698,21 @@ def make_toy(root, seed=0):
     A folder that already holds this version and seed is left alone. It appears only when complete.
     """
     root = Path(root)
-    recipe = {"toy": TOY_VERSION, "seed": seed}
-    if (root / "toy.json").is_file() and json.loads((root / "toy.json").read_text()) == recipe:
+    recipe = json.dumps({"toy": TOY_VERSION, "seed": seed}) + "\n"
+    marker = root / "toy.json"
+    if marker.is_file() and marker.read_text() == recipe:
         return
-    if root.exists() and any(root.iterdir()) and not (root / "toy.json").is_file():
+    if root.exists() and any(root.iterdir()) and not marker.is_file():
         raise InputError(f"{root}: holds something other than the toy data set; move it away")
     partial = root.with_name(f"{root.name}-{os.getpid()}.partial")
     for number, name in enumerate(PARTITIONS):
         write_toy_partition(partial, name, number, seed)
-    (partial / "toy.json").write_text(json.dumps(recipe) + "\n")
-    shutil.rmtree(root, ignore_errors=True)
-    os.replace(partial, root)
+    (partial / marker.name).write_text(recipe)
+    if marker.is_file() and marker.read_text() == recipe:  # another run was faster
+        shutil.rmtree(partial)
+    else:
+        shutil.rmtree(root, ignore_errors=True)
+        os.replace(partial, root)
 
 
 def write_toy_partition(root, name, number, seed):

@@ -587,7 +587,7 @@ def events(*rows, file="a", label="A"):
     return [(row[3] if len(row) > 3 else file, row[0], row[1], row[2] if len(row) > 2 else label) for row in rows]
 
 
-# --- metrics.py: oracles: the definitions, one loop for each "for every" ----------------------------------------------------------
+# --- metrics.py: oracles: the definitions, one loop for each "for every" ---------------------------------------------
 
 
 def oracle_f1(n_tp, n_sys, n_ref):
@@ -780,7 +780,7 @@ def oracle_decode(scores, filenames, classes, threshold, window, hop, durations=
     return found
 
 
-# --- metrics.py: nasty random tables ----------------------------------------------------------------------------------------------
+# --- metrics.py: nasty random tables ---------------------------------------------------------------------------------
 
 
 def nasty_case(seed):
@@ -843,7 +843,7 @@ def test_psds_equals_oracle(start):
             assert same(quietly(metrics.psds, *case, **criteria), oracle_psds(*case, **criteria)), (seed, criteria)
 
 
-# --- metrics.py: frame scores -----------------------------------------------------------------------------------------------------
+# --- metrics.py: frame scores ----------------------------------------------------------------------------------------
 
 
 def toy_scores(seed, N=5, T=24, C=3, values=None, dtype=np.float64):
@@ -957,7 +957,7 @@ def test_perfect_scores():
         assert metrics.exact_psds_from_scores(scores, files, truth, durations, classes, HOP, **criteria) == 1.0
 
 
-# --- metrics.py: tuning -----------------------------------------------------------------------------------------------------------
+# --- metrics.py: tuning ----------------------------------------------------------------------------------------------
 
 
 def best_of(grid):
@@ -1032,7 +1032,7 @@ def test_grids():
     assert metrics.TUNING_WINDOWS.tolist() == list(range(1, 32, 2))
 
 
-# --- metrics.py: examples computed by hand: event-based F1 ------------------------------------------------------------------------
+# --- metrics.py: examples computed by hand: event-based F1 -----------------------------------------------------------
 
 
 def hits(ref, est):
@@ -1084,7 +1084,7 @@ def test_labels_outside_the_list_are_named_and_enter_micro_only():
     assert got.per_class == {"A": 1.0} and got.macro == 1.0 and same(got.micro, 2 / 3) and len(got.n_tp) == 1
 
 
-# --- metrics.py: segment- and clip-based F1 ---------------------------------------------------------------------------------------
+# --- metrics.py: segment- and clip-based F1 --------------------------------------------------------------------------
 
 
 def segments(*rows):
@@ -1120,7 +1120,7 @@ def test_C1_clip_f1():
         metrics.clip_f1([[1]], [[1, 0]])
 
 
-# --- metrics.py: PSDS -------------------------------------------------------------------------------------------------------------
+# --- metrics.py: PSDS ------------------------------------------------------------------------------------------------
 
 REF = events((1, 2), (5, 6, "B"))
 MEAN = PSDS1 | {"alpha_st": 0.0}
@@ -1289,7 +1289,7 @@ def test_one_long_file_is_not_quadratic():
     tracemalloc.stop()
 
 
-# --- metrics.py: ranking metrics --------------------------------------------------------------------------------------------------
+# --- metrics.py: ranking metrics -------------------------------------------------------------------------------------
 
 
 def test_average_precision_and_auc():
@@ -1306,7 +1306,7 @@ def test_average_precision_and_auc():
     assert same(metrics.mean_auc(targets, scores), np.mean(pairs))
 
 
-# --- metrics.py: bad arguments ----------------------------------------------------------------------------------------------------
+# --- metrics.py: bad arguments ---------------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named():
@@ -1326,7 +1326,7 @@ def test_bad_arguments_are_named():
         metrics.scores_to_events(ok * nan, ["a", "b"], ["A"], 0.5, 1, HOP)
 
 
-# --- metrics.py: files ------------------------------------------------------------------------------------------------------------
+# --- metrics.py: files -----------------------------------------------------------------------------------------------
 
 
 def written(tmp_path, text, name="x.tsv"):
@@ -1402,7 +1402,7 @@ def test_durations(tmp_path):
             metrics.read_durations(written(tmp_path, f"filename\tduration\nok\t1\n{row}\n"))
 
 
-# --- metrics.py: the command, from a folder that holds nothing but metrics.py -----------------------------------------------------
+# --- metrics.py: the command, from a folder that holds nothing but metrics.py ----------------------------------------
 
 
 def command(folder, *arguments):
@@ -1479,7 +1479,7 @@ def test_command_errors_are_one_line(tmp_path):
         assert code == 2 and "Traceback" not in err
 
 
-# --- metrics.py: the peers, where they can be imported ----------------------------------------------------------------------------
+# --- metrics.py: the peers, where they can be imported ---------------------------------------------------------------
 
 
 def test_sed_eval_agrees():

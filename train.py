@@ -5,9 +5,9 @@
 
 Top to bottom, as time runs: configuration, the plan of batches, one training step, the run, scoring, the command line.
 
-Our choices where the paper is silent (marked `# ours:` below): the teacher starts as a copy of the student and keeps its
-own batch norm statistics; the moving average warms up as 1 - 1 / (t + 1); mixup draws one coin per batch and one ratio
-per label group, with partners of the same group and the same missing streams; the learning rate falls in steps.
+Our choices where the paper is silent (marked `# ours:` below): the teacher starts as a copy of the student and keeps
+batch norm statistics of its own; the moving average warms up as 1 - 1 / (t + 1); mixup draws one coin per batch and one
+ratio per label group, with partners of the same group and the same missing streams; the learning rate falls in steps.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Config:
 
 
 def endless(n, size, iteration, key):
-    """Indices of batch number `iteration` from an endless shuffled stream of n clips; incomplete batches are dropped."""
+    """Indices of batch number `iteration` of an endless shuffled stream of n clips; incomplete batches are dropped."""
     if size == 0:
         return np.zeros(0, int)
     per_pass = max(1, n // size)
@@ -424,7 +424,7 @@ def evaluate(part, classes, frame_scores, clip_scores, tuned):
 def valid_line(student, data, config, epoch, device):
     """How the student does on validation so far: threshold 0.5, no filter; only to watch, nothing is chosen by it"""
     part, classes = data.partitions["validation"], data.classes
-    weight = infer_weights(config)[-2 if len(infer_weights(config)) > 1 else 0]
+    weight = infer_weights(config)[-1]
     frame_scores, clip_scores = predict(student, data, part, [weight], device)[weight]
     untuned = {name: (np.full(len(classes), 0.5), np.ones(len(classes), int)) for name in ("CBF1", "SBF1", "EBF1")}
     scores = evaluate(part, classes, frame_scores, clip_scores, untuned)
