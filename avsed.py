@@ -40,16 +40,15 @@ CNN_STACKS = (  # channels in, out, pooling of (time, frequency) (Boes 2022, Tab
     (16, 32, (2, 2)),
     (32, 64, (2, 2)),
     (64, 128, (1, 2)),
-    (128, 128, (1, 2)),  # ours, from here on: the only way that seven stacks end in 64 x 1
+    (128, 128, (1, 2)),  # ours, from here on: two more halvings and one stack without pooling
     (128, 128, (1, 2)),
     (128, 128, (1, 1)),
 )
 BLOCKS = 3  # per encoder, and in the decoder (Boes 2022, Sec. 2.1.1)
 DROPOUT = 0.1  # everywhere (Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2)
 CONV_KERNEL = 7  # depthwise convolution of the conformer (Boes 2022, Sec. 2.1.2)
-BN_MOMENTUM = (
-    0.1  # Boes 2022: "0.9", the weight of the old statistics; PyTorch's argument is the weight of the new batch
-)
+# Boes 2022 says 0.9, which is the weight of the old statistics; PyTorch's argument is the weight of the new batch
+BN_MOMENTUM = 0.1
 TOKEN_ROW = 2 * FRAMES - 1  # ours: row 127 of the relative table; rows 0..126 are the distances -63..63
 
 
@@ -65,7 +64,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         n, dropped = x.numel(), round(self.p * 2**16)
         bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        bits = bits[:n].as_strided(x.shape, x.stride())  # in x's own memory order, whatever that is
+        bits = bits[:n].as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # in x's own memory order
         return x * (bits >= dropped - 2**15).to(x.dtype).mul_(1 / (1 - dropped / 2**16))
 
 
@@ -161,9 +160,8 @@ class ConvModule(nn.Module):
 
     def forward(self, x):
         x = F.glu(self.pointwise_in(self.norm(x)))
-        x = self.batch_norm(
-            self.depthwise(x.transpose(1, 2))
-        )  # (B, 128, L); ours: in the decoder the token is the last step
+        x = self.depthwise(x.transpose(1, 2))  # (B, 128, L); ours: in the decoder the token is the last step
+        x = self.batch_norm(x)
         return self.dropout(self.pointwise_out(F.silu(x).transpose(1, 2)))
 
 
@@ -336,6 +334,8 @@ class MultiEncoder(nn.Module):
 
     def decode(self, features, memories, have, audio_weight):
         """What `encode` returned and the share of the acoustic encoder -> frame logits, clip logits"""
+        if audio_weight == 1:
+            memories = memories[:1]
         weights = interpolation_weights(audio_weight, have)
         outputs = self.decoder(features, self.token, memories, weights)  # (B, 65, 128)
         logits = self.classifier(outputs)

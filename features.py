@@ -208,7 +208,9 @@ def read_weak(path):
     """Clip labels -> dict of filename -> set of labels (the official lists repeat labels, and do not sort them)"""
     clips = {}
     for place, (name, labels) in read_tsv(path, ("filename", "event_labels")):
-        clips.setdefault(check_filename(place, name), set()).update(filter(None, labels.split(",")))
+        clips.setdefault(check_filename(place, name), set()).update(
+            {label.strip() for label in labels.split(",")} - {""}
+        )
     return clips
 
 
@@ -271,6 +273,7 @@ class DataSet:
     partitions: dict  # name -> Partition
     mel_statistics: tuple  # mean, std of each mel bin, (64,) float32
     visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
+    identity: str  # hash of the clips and of which can be seen: the same batches come out only for the same data
 
 
 def load_dataset(root, visual=(), cache=None, log=print):
@@ -293,6 +296,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
         log(f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found{counts}")
     drop_tested_clips(partitions, log)
     for part in partitions.values():
+        if not part.listed:
+            raise InputError(f"{root}: the list of '{part.name}' is empty; see metadata/{PARTITIONS[part.name][0]}")
         if not part.filenames:
             raise InputError(
                 f"{part.folder}: none of the {part.listed} clips listed for '{part.name}' is there; "
@@ -305,7 +310,13 @@ def load_dataset(root, visual=(), cache=None, log=print):
         folder = root / "visual" / stream
         example = example_of_stream(partitions, folder, stems[stream])
         keys += [cache_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
-    return DataSet(classes, partitions, *cached_statistics(partitions, visual, cache, "".join(keys)))
+        if not any(partitions[name].present[stream].any() for name in TRAINING):
+            raise InputError(
+                f"{folder}: the vectors of all training clips hold values that are not finite; make them anew"
+            )
+    seen = [(part.filenames, [part.present[stream].tolist() for stream in visual]) for part in partitions.values()]
+    identity = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+    return DataSet(classes, partitions, *cached_statistics(partitions, visual, cache, "".join(keys)), identity)
 
 
 def read_partitions(root):
@@ -324,7 +335,7 @@ def read_partitions(root):
     partitions = {}
     for name, (_, folder) in PARTITIONS.items():
         folder = root / "audio" / folder
-        on_disk = set(os.listdir(folder)) if folder.is_dir() else set()
+        on_disk = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
         part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
         part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
         labels = {f: set(listed["weak"][f]) if name == "weak" else set() for f in part.filenames}
@@ -337,7 +348,7 @@ def read_partitions(root):
 
 
 def drop_tested_clips(partitions, log):
-    """Take the training clips out that are test clips under another name.
+    """Take the weak and unlabelled clips out that are test clips under another name.
 
     ours: one such clip is known in DCASE 2020, unlabelled YWP8aI1IXNCQ_0.000_5.000 = public WP8aI1IXNCQ_0_5.
     """
@@ -357,7 +368,7 @@ def visual_stems(folder):
         raise InputError(
             f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video"
         )
-    return {name[:-4] for name in os.listdir(folder) if name.endswith(".npy")}
+    return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
 
 
 def example_of_stream(partitions, folder, stems):
@@ -394,6 +405,9 @@ def cached_array(folder, key, shape, dtype, fill):
         partial = folder / f"{os.getpid()}.partial"
         try:
             array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk shows here, as an error, and not as a crash while writing
+                with open(partial, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
             notes = fill(array)
             array.flush()
             del array
@@ -406,7 +420,10 @@ def cached_array(folder, key, shape, dtype, fill):
         for old in folder.glob("*.npy"):
             if old not in (path, notes_path):
                 old.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r", allow_pickle=False), np.load(notes_path, allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False), np.load(notes_path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: the cache is damaged ({error}); delete the folder {folder}") from None
 
 
 def in_chunks(function, items, label, log, size=64):
@@ -452,9 +469,9 @@ def cache_visual(part, folder, stems, example, cache, log):
     stream = folder.name
     rows = np.array([i for i, f in enumerate(part.filenames) if Path(f).stem in stems], int)
     paths = [folder / f"{Path(part.filenames[i]).stem}.npy" for i in rows]
-    key = fingerprint(paths, part.filenames, example.shape, example.dtype.name)
+    key = fingerprint(paths, stream, part.filenames, example.shape, example.dtype.name)
 
-    def fill(array):  # rows of clips without video stay unwritten, which most file systems store for free
+    def fill(array):  # rows of clips without video stay zero
         present = np.zeros(len(part), bool)
         chunks = in_chunks(lambda path: read_visual(path, example), paths, f"{stream} of {part.name}", log)
         for chunk, vectors in chunks:
@@ -475,22 +492,22 @@ def cache_visual(part, folder, stems, example, cache, log):
 
 
 def read_visual(path, example=None):
-    """(64, D) float16 or float32 vectors of one clip; all files of a stream must have the shape of its `example`."""
+    """(64, D) float16 or float32 vectors of one clip; a stream's files all have the shape and type of its `example`."""
     try:
         vectors = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy lets out a dozen kinds for damaged files
         raise InputError(
             f"{path}: cannot be read as a .npy array ({error}); "
             "write it anew with numpy.save, or delete it: missing video is fine"
         ) from None
-    wanted = f"(64, {example.shape[1]})" if example is not None else "(64, D)"
-    if not isinstance(vectors, np.ndarray) or vectors.dtype not in (np.float16, np.float32):
-        raise InputError(
-            f"{path}: must be an array of float16 or float32, {wanted}, not {getattr(vectors, 'dtype', 'an archive')}"
-        )
+    shape = "(64, D)" if example is None else f"(64, {example.shape[1]})"
+    types = ("float16", "float32") if example is None else (example.dtype.name,)
+    if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types:
+        found = getattr(vectors, "dtype", "an archive")
+        raise InputError(f"{path}: must be an array of {' or '.join(types)}, {shape}, not {found}; convert it")
     if vectors.ndim != 2 or len(vectors) != FRAMES or (example is not None and vectors.shape != example.shape):
-        raise InputError(f"{path}: has the shape {vectors.shape} where {wanted} is wanted, one row per 0.156 s")
-    return vectors if example is None else vectors.astype(example.dtype, copy=False)
+        raise InputError(f"{path}: has the shape {vectors.shape} where {shape} is wanted, one row per 0.156 s")
+    return vectors
 
 
 def cached_statistics(partitions, visual, cache, key):
@@ -498,7 +515,7 @@ def cached_statistics(partitions, visual, cache, key):
     path = cache / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         training = [partitions[name] for name in TRAINING]
-        # ours: frames that lie wholly in the padding are left out, ln(1e-5) is no sound
+        # ours: frames centred in the padding are left out, they would count as sound of ln(1e-5)
         samples = [np.minimum(part.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] for part in training]
         sounding = [np.arange(MEL_FRAMES) < 1 + n // HOP for n in samples]
         statistics = {"mel": mean_and_std([part.log_mel for part in training], sounding)}
@@ -705,14 +722,15 @@ def make_toy(root, seed=0):
     if root.exists() and any(root.iterdir()) and not marker.is_file():
         raise InputError(f"{root}: holds something other than the toy data set; move it away")
     partial = root.with_name(f"{root.name}-{os.getpid()}.partial")
-    for number, name in enumerate(PARTITIONS):
-        write_toy_partition(partial, name, number, seed)
-    (partial / marker.name).write_text(recipe)
-    if marker.is_file() and marker.read_text() == recipe:  # another run was faster
-        shutil.rmtree(partial)
-    else:
-        shutil.rmtree(root, ignore_errors=True)
-        os.replace(partial, root)
+    try:
+        for number, name in enumerate(PARTITIONS):
+            write_toy_partition(partial, name, number, seed)
+        (partial / marker.name).write_text(recipe)
+        if not (marker.is_file() and marker.read_text() == recipe):  # else another run was faster
+            shutil.rmtree(root, ignore_errors=True)
+            os.replace(partial, root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_toy_partition(root, name, number, seed):

@@ -131,6 +131,8 @@ def test_dropout_rate_scale_and_gradient(memory_format):
     rows = kept.float().mean((1, 2, 3))
     assert (rows - 0.9).abs().max() < 0.01 and not torch.equal(kept[0], kept[1])
     assert torch.equal(avsed.Dropout(0.1).eval()(x), x)
+    expanded = avsed.Dropout(0.1)(torch.ones(1, 50).expand(40, 50))  # not dense in memory
+    assert not torch.equal(expanded[0], expanded[1]) and avsed.Dropout(0.1)(torch.ones(4, 8)[:, ::2]).shape == (4, 4)
 
 
 def test_attention_is_equation_1():
@@ -552,6 +554,29 @@ def test_non_finite_vectors_count_as_missing(tmp_path):
     assert any("not finite" in line for line in lines) and all(
         np.isfinite(v).all() for v in data.visual_statistics["openl3"]
     )
+
+
+def test_odd_but_harmless_folders(tmp_path):
+    rows = tiny_rows()
+    rows["weak"][0] = rows["weak"][0].replace("Dog,Cat", "Dog, Cat ,")  # spaces and empty labels make no classes
+    root = write_tiny(tmp_path, rows)
+    (root / "audio/train/weak/w3.wav").unlink()
+    (root / "audio/train/weak/w3.wav").symlink_to(root / "nowhere")  # a clip that is gone, not a broken one
+    data = features.load_dataset(root, ["openl3"], log=quiet)
+    assert data.classes == ["Cat", "Dog"] and len(data.partitions["weak"]) == 3
+    (root / "visual/openl3").rename(root / "visual/other")
+    renamed = features.load_dataset(root, ["other"], log=quiet)
+    assert np.array_equal(renamed.visual_statistics["other"], data.visual_statistics["openl3"])
+    assert renamed.identity == data.identity
+    for path in (root / "cache/weak-log_mel").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(features.InputError, match="weak-log_mel.*the cache is damaged.*delete the folder"):
+        features.load_dataset(root, ["other"], log=quiet)
+    for path in (root / "visual/other").iterdir():
+        np.save(path, np.full((64, 6), np.inf, np.float16))
+    shutil.rmtree(root / "cache")
+    with pytest.raises(features.InputError, match="all training clips hold values that are not finite"):
+        features.load_dataset(root, ["other"], log=quiet)
 
 
 def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
@@ -1668,8 +1693,10 @@ def test_batches_of_one_kind_give_finite_losses(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run():
     terms = torch.ones(3, 4)
     terms[1, 2] = float("nan")
-    with pytest.raises(SystemExit, match="iteration 11: weak 1, strong 1, clip consistency nan"):
-        train.check_finite(terms, 10)
+    lines = []
+    with pytest.raises(SystemExit):
+        train.check_finite(terms, 10, lines.append)
+    assert "iteration 11: clip cross entropy 1, frame cross entropy 1, clip consistency nan" in lines[0]
 
 
 # --- train.py: whole runs --------------------------------------------------------------------------------------------
@@ -1769,7 +1796,7 @@ def test_every_flag_that_changes_training_changes_the_weights(tmp_path):
     assert json.loads((tmp_path / "ignored/metrics.json").read_text())["infer_weight"] == 1
 
 
-def test_killed_run_resumes_to_the_same_weights(tmp_path):
+def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys):
     root = write_tiny(tmp_path / "set", streams=("openl3", "tce"))
     flags = "--epochs 3 --batches 4 --batch-size 4 4 5 --train-weight random --visual openl3 tce".split()
     base = ["--data", root, *flags]
@@ -1789,6 +1816,10 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
     assert scores[0] == scores[1]
     stamp = (tmp_path / "killed/model.pt").stat().st_mtime_ns
     run(*base, "--out", tmp_path / "killed", "--resume")  # a finished run is not repeated
+    for flags, message in ((["--resume", "--seed", 1], "is of a run with seed 0"), ([], "holds a run already")):
+        with pytest.raises(SystemExit) as stop:  # nor reported under other flags, nor overwritten
+            run(*base, "--out", tmp_path / "killed", *flags)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
     assert (tmp_path / "killed/model.pt").stat().st_mtime_ns == stamp
 
 
@@ -1861,8 +1892,9 @@ BAD = {
     "visual width": (save_array(np.zeros((64, 7), np.float16)), r"w2\.npy: has the shape \(64, 7\) where \(64, 6\)"),
     "visual dtype": (
         save_array(np.zeros((64, 6), np.int16)),
-        r"w2\.npy: must be an array of float16 or float32, .*int16",
+        r"w2\.npy: must be an array of float16, .*int16",
     ),
+    "visual types": (save_array(np.zeros((64, 6), np.float32)), r"w2\.npy: must be an array of float16, .*float32"),
     "visual pickle": (save_array(np.array([{}])), r"w2\.npy: cannot be read as a \.npy array"),
     "visual garbage": (overwrite("visual/openl3/w2.npy", b"\x93NUMPY"), r"w2\.npy: cannot be read as a \.npy array"),
     "no training video": (
@@ -1894,6 +1926,7 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
     train_only = {
         "config": train.asdict(tiny_config(root)),
         "classes": ["Cat", "Dog"],
+        "data": features.load_dataset(root, ["openl3"], log=quiet).identity,
         "epoch": 1,
         "student": {},
         "teacher": {},
@@ -1909,6 +1942,8 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
         "architecture": ({**train_only, "config": {**train_only["config"], "base": "conformer"}}, "base conformer"),
         "weights": ({**train_only, "student": {"cnn.0.0.weight": torch.zeros(3)}}, "another architecture"),
         "other program": ({"model": 1}, "another architecture"),
+        "other data": ({**train_only, "data": "0"}, "other data"),
+        "a dot": (b".", "not a checkpoint of this program"),
     }
     for name, (content, message) in cases.items():
         folder = tmp_path / name
@@ -1934,6 +1969,9 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
         ["--batch-size", "0", "0", "0"],
         ["--epochs", "0"],
         ["--visual", "../x"],
+        ["--visual", ".."],
+        ["--seed", "-1"],
+        ["--train-weight", "0.5"],
     ),
 )
 def test_bad_flags_get_code_2(flags, capsys):

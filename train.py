@@ -16,7 +16,6 @@ import ctypes
 import json
 import math
 import os
-import pickle
 import sys
 import time
 import warnings
@@ -49,7 +48,7 @@ TUNED = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the weights a run ends with (with the data, the machine and the version of torch)."""
+    """What a run is asked for. On the same data, machine and version of torch it ends with the same weights."""
 
     data: str  # folder of the data set
     visual: tuple  # names of the visual streams
@@ -252,7 +251,7 @@ def load(path, device="cpu"):
     """A file that `save` wrote. Nothing in it is executed."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch lets out a dozen kinds for damaged files
         raise InputError(
             f"{path}: not a checkpoint of this program ({first_line(error)}); delete it and start again"
         ) from None
@@ -281,32 +280,39 @@ def train(config, data, out, device, log):
             losses.append(training_step(student, teacher, optimizer, data, config, iteration, device))
             progress(iteration, losses)
         terms = torch.stack(losses).cpu()
-        check_finite(terms, epoch * config.batches)
+        check_finite(terms, epoch * config.batches, log)
         log(progress.line((epoch + 1) * config.batches - 1, terms.mean(0)))
         log(valid_line(student, data, config, epoch, device))
-        state = {"config": asdict(config), "classes": data.classes, "epoch": epoch + 1, "student": student.state_dict()}
-        state |= {"teacher": teacher.state_dict(), "optimizer": optimizer.state_dict(), "random": random_states()}
+        state = {"config": asdict(config), "classes": data.classes, "data": data.identity, "epoch": epoch + 1}
+        state |= {"student": student.state_dict(), "teacher": teacher.state_dict(), "optimizer": optimizer.state_dict()}
+        state["random"] = {"cpu": torch.get_rng_state()}  # what dropout draws from; the plan of batches needs nothing
+        if device.type == "cuda":
+            state["random"]["cuda"] = torch.cuda.get_rng_state(device)
         save(state, out / "checkpoint.pt")
     return student
+
+
+def check_same_run(path, state, config, data):
+    """A stored run may be continued or reported only with its own flags and data."""
+    stored = state["config"]
+    differs = [f"{key} {stored[key]}" for key, value in asdict(config).items() if stored[key] != value]
+    if state["classes"] != data.classes or state["data"] != data.identity:
+        differs.append("other data")
+    if differs:
+        raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
 
 
 def restore(path, config, data, student, teacher, optimizer, device):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
     state = load(path, device)
     try:
-        differs = [
-            f"{key} {state['config'][key]}" for key, value in asdict(config).items() if state["config"][key] != value
-        ]
-        if state["classes"] != data.classes:
-            differs.append("other classes")
-        if differs:
-            raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
+        check_same_run(path, state, config, data)
         student.load_state_dict(state["student"])
         teacher.load_state_dict(state["teacher"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["cpu"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"].cpu())
+        if device.type == "cuda" and "cuda" in state["random"]:  # else the run moves here from a CPU
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), device)
         return state["epoch"]
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
@@ -314,24 +320,14 @@ def restore(path, config, data, student, teacher, optimizer, device):
         ) from None
 
 
-def random_states():
-    """What dropout draws from; the batches need nothing (see "the plan of batches")"""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def check_finite(terms, first):
+def check_finite(terms, first, log):
     """terms (iterations, 4): stop the run where the first one is not finite"""
+    names = ("clip cross entropy", "frame cross entropy", "clip consistency", "frame consistency")
     for number, row in enumerate(terms.tolist()):
         if not all(map(math.isfinite, row)):
-            named = ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in zip(("weak", "strong", "clip consistency", "frame consistency"), row)
-            )
-            sys.exit(
-                f"error: the loss is not finite at iteration {first + number}: {named}; "
-                "the checkpoint of the epoch before is untouched"
-            )
+            named = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, row))
+            log(f"error: the loss is not finite at iteration {first + number}: {named}; nothing of this epoch is kept")
+            sys.exit(1)
 
 
 class Progress:
@@ -428,15 +424,12 @@ def valid_line(student, data, config, epoch, device):
     frame_scores, clip_scores = predict(student, data, part, [weight], device)[weight]
     untuned = {name: (np.full(len(classes), 0.5), np.ones(len(classes), int)) for name in ("CBF1", "SBF1", "EBF1")}
     scores = evaluate(part, classes, frame_scores, clip_scores, untuned)
-    return f"valid {epoch + 1:3d}/{config.epochs} | " + " | ".join(
-        f"{name} {100 * score:5.2f}" for name, score in scores.items()
-    )
+    shown = " | ".join(f"{name} {100 * score:5.2f}" for name, score in scores.items())
+    return f"valid {epoch + 1:3d}/{config.epochs} | {shown} | acoustic weight {weight}"
 
 
 def infer_weights(config):
     """Acoustic weights to choose from at inference"""
-    if not config.visual:
-        return [1.0]
     return list(INFER_WEIGHTS) if config.infer_weight == "auto" else [config.infer_weight]
 
 
@@ -445,6 +438,7 @@ def score_run(student, config, data, out, device, log):
     validation, public, classes = data.partitions["validation"], data.partitions["public"], data.classes
 
     # Boes 2022, Sec. 3.2.2: the weight with the best EBF1 on validation serves all five scores
+    # ours: of equals the largest
     predictions = predict(student, data, validation, infer_weights(config), device)
     ebf1 = {}
     for weight, scores in predictions.items():
@@ -461,7 +455,13 @@ def score_run(student, config, data, out, device, log):
     plain = {
         name: {"threshold": None if t is None else t.tolist(), "window": w.tolist()} for name, (t, w) in tuned.items()
     }
-    report = {"config": asdict(config), "classes": classes, "infer_weight": weight, "tuned": plain}
+    report = {
+        "config": asdict(config),
+        "classes": classes,
+        "data": data.identity,
+        "infer_weight": weight,
+        "tuned": plain,
+    }
     report |= {
         "scores": {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in scores.items()}
     }
@@ -505,66 +505,61 @@ def weight_or(word):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add(
         "--data",
         metavar="DIR",
-        help="data set in the layout of DCASE 2020 task 4 (README, 'Real data'); without it, the toy data set",
+        help="data set in the layout of DCASE 2020 task 4 (README, 'Real data'); default: toy data",
     )
-    parser.add_argument(
+    add(
         "--visual",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="visual streams, folders under DIR/visual; none: audio only",
+        help="visual streams, folders under DIR/visual; default: audio only",
     )
-    parser.add_argument("--base", choices=("transformer", "conformer"), default="transformer", help="base model")
-    parser.add_argument(
+    add("--base", choices=("transformer", "conformer"), default="transformer", help="base model; default: transformer")
+    add(
         "--train-weight",
         type=weight_or("random"),
-        default=0.5,
         metavar="W",
-        help="acoustic weight in training, a number or 'random'",
+        help="acoustic weight in training: a number, or 'random' for U(0.25, 1) per batch; default: 0.5",
     )
-    parser.add_argument(
+    add(
         "--infer-weight",
         type=weight_or("auto"),
-        default="auto",
         metavar="W",
-        help="acoustic weight at inference, a number or 'auto': by validation EBF1",
+        help="acoustic weight at inference: a number, or 'auto', chosen by validation EBF1; default: auto",
     )
-    parser.add_argument(
-        "--epochs", type=int, help=f"(default: {PAPER['epochs']}, the paper's; toy data: {TOY['epochs']})"
-    )
-    parser.add_argument(
-        "--batches", type=int, help=f"per epoch (default: {PAPER['batches']}; toy data: {TOY['batches']})"
-    )
-    parser.add_argument(
+    add("--epochs", type=int, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
+    add("--batches", type=int, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
+    add(
         "--batch-size",
         type=int,
         nargs=3,
         metavar=("STRONG", "WEAK", "UNLABELLED"),
-        help=f"(default: {PAPER['batch_size']}; toy data: {TOY['batch_size']})",
+        help=f"default: {PAPER['batch_size']}, toy data {TOY['batch_size']}",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument(
-        "--bf16",
-        action="store_true",
-        help="bfloat16 autocast: faster where the hardware has it, scores within seed noise",
-    )
-    parser.add_argument("--out", metavar="DIR", help="folder for the run (default: runs/NAME made of the flags)")
-    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same flags")
-    args = parser.parse_args(arguments)
+    add("--seed", type=int, default=0, help="of weights, batches and dropout; default: 0")
+    add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    add("--bf16", action="store_true", help="train with bfloat16 autocast: faster where the hardware has it")
+    add("--out", metavar="DIR", help="folder for the run; default: runs/DATA-BASE-STREAMS-SEED")
+    add("--resume", action="store_true", help="continue the interrupted run in the folder, given the same flags")
+    args = parser.parse_args(arguments)  # fmt: skip
     for name, value in (PAPER if args.data else TOY).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if not args.visual and (args.train_weight or args.infer_weight):
+        parser.error("--train-weight and --infer-weight need a stream to share with: add --visual NAME")
+    args.train_weight = args.train_weight or (0.5 if args.visual else 1.0)
+    args.infer_weight = args.infer_weight or ("auto" if args.visual else 1.0)
     if args.epochs < 1 or args.batches < 1 or min(args.batch_size) < 0 or sum(args.batch_size) < 1:
         parser.error("--epochs and --batches must be at least 1, and --batch-size must hold at least one clip")
-    if len(set(args.visual)) < len(args.visual) or any(Path(name).name != name for name in args.visual):
+    if len(set(args.visual)) < len(args.visual) or any(Path(v).name != v or v in ("", "..") for v in args.visual):
         parser.error("--visual takes different folder names, without slashes")
+    if not 0 <= args.seed < 2**63:
+        parser.error("--seed must be 0 or more, and below 2 ** 63")
     return args
 
 
@@ -572,9 +567,10 @@ def choose_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.zeros(0, device=name).device
+        torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
+    return torch.device(name)
 
 
 def keep_freed_memory():
@@ -603,29 +599,30 @@ def run(args, log):
         root, tuple(args.visual), args.base, args.train_weight, args.infer_weight,
         args.epochs, args.batches, tuple(args.batch_size), args.seed, args.bf16,
     )  # fmt: skip
-    name = "-".join((Path(root).resolve().name, config.base, *(config.visual or ("audio",)), str(config.seed)))
-    out = Path(args.out or f"runs/{name}")
+    streams = config.visual or ("audio",)
+    out = Path(args.out or "runs/" + "-".join((Path(root).resolve().name, config.base, *streams, str(config.seed))))
+    checkpoint, finished = out / "checkpoint.pt", out / "model.pt"
+    if not args.resume and (checkpoint.exists() or finished.exists()):
+        raise InputError(f"{out}: holds a run already; continue it with --resume, name another --out, or delete it")
     log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | seed {config.seed} | {out}")
+    log(f"data   {root}")
     if not args.data:
-        log("data   toy, made on the spot in data/toy")
         features.make_toy(root)
         log("       TOY DATA: these scores are not comparable with the paper.")
         log("       Use --data DIR for DCASE 2020 (README, 'Real data').")
-    else:
-        log(f"data   {root}")
     data = features.load_dataset(root, config.visual, cache_folder(Path(root), out), log)
     out.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
-        for name in ("checkpoint.pt", "model.pt", "log.txt"):
-            (out / name).unlink(missing_ok=True)
     log.path = out / "log.txt"
-    if (out / "model.pt").exists() and not (out / "checkpoint.pt").exists():
-        log(f"       {out} is finished, nothing to resume")
-        report = json.loads((out / "metrics.json").read_text())
+    if finished.exists():
+        log("       this run is finished")
+        report = load(finished)
+        check_same_run(finished, report, config, data)
     else:
+        if args.resume and not checkpoint.exists():
+            log(f"       nothing to resume in {out}: starting from the beginning")
         student = train(config, data, out, device, log)
         report = score_run(student, config, data, out, device, log)
-        (out / "checkpoint.pt").unlink()
+        checkpoint.unlink()
     log(table(config, report))
     if not args.data:
         log("TOY DATA: not comparable with the paper")
@@ -641,7 +638,7 @@ def main(arguments=None):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command with --resume continues")
+        sys.exit("\ninterrupted; the same command with --resume continues after the last finished epoch")
 
 
 if __name__ == "__main__":
