@@ -118,11 +118,8 @@ class Attention(nn.Module):
         return x.unflatten(-1, (HEADS, KEY)).transpose(1, 2)  # (B, L, 384) -> (B, 3, L, 128)
 
     def forward(self, query, memory):
-        q, k, v = (
-            self.split_heads(self.query(query)),
-            self.split_heads(self.key(memory)),
-            self.split_heads(self.value(memory)),
-        )
+        q = self.split_heads(self.query(query))
+        k, v = self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
         if self.relative:  # ((q + u) k + (q + w) r) / sqrt(d_k)
             by_row = (q + self.position_bias) @ self.distances.transpose(-1, -2)  # (B, 3, Q, 128 rows)
             rows = self.rows[: q.shape[2], : k.shape[2]].expand(*q.shape[:3], -1)
