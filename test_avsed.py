@@ -151,6 +151,18 @@ def test_attention_is_equation_1():
     assert torch.allclose(attention(query, memory), by_hand, atol=1e-5)
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_dropout_acts_on_attention_weights_and_outputs(relative):
+    attention, seen = avsed.Attention(relative), []
+    attention.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    attention(torch.randn(2, 5, 128), torch.randn(2, 7, 128))
+    (weights, dropped), (output, _) = seen
+    assert weights.shape == (2, 3, 5, 7) and output.shape == (2, 5, 128) and attention.dropout.p == 0.1
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 3, 5)) and not torch.allclose(
+        dropped.sum(-1), torch.ones(2, 3, 5)
+    )
+
+
 def test_relative_rows():
     rows = avsed.relative_rows(65, 65)
     assert (rows[64] == 127).all() and (rows[:, 64] == 127).all()
@@ -301,7 +313,13 @@ def test_no_causal_mask_and_the_clip_has_an_output_of_its_own(base):
         model.token.normal_()
         c = model(x, visual, every(visual, False), 1.0)
         model.token.copy_(token)
-    assert (a[1] - c[1]).abs().max() > 1e-4 and a[0].shape == (1, 64, 10) and a[1].shape == (1, 10)
+        assert (a[1] - c[1]).abs().max() > 1e-4 and a[0].shape == (1, 64, 10) and a[1].shape == (1, 10)
+        hook = model.decoder.register_forward_hook(
+            lambda module, inputs, output: output * (torch.arange(65) == 64)[:, None]
+        )
+        d = model(x, visual, every(visual, False), 1.0)
+        hook.remove()
+    assert torch.equal(d[1], a[1]) and not torch.equal(d[0], a[0])  # the token alone decides about the clip
 
 
 def test_encoders_and_copies_share_nothing_and_the_front_end_runs_once():
