@@ -267,9 +267,7 @@ def interpolation_weights(audio_weight, present):
     assert 0 < audio_weight <= 1, f"the acoustic encoder needs a weight in (0, 1], got {audio_weight}"
     n_visual = present.shape[1]
     share = torch.full_like(present, (1 - audio_weight) / max(n_visual, 1), dtype=torch.float32)
-    weights = torch.cat(
-        [torch.full_like(share[:, :1], audio_weight) if n_visual else share.new_ones(len(share), 1), share * present], 1
-    )
+    weights = torch.cat([share.new_full((len(share), 1), audio_weight), share * present], 1)
     return weights / weights.sum(1, keepdim=True)
 
 

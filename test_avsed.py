@@ -1959,7 +1959,8 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
         "code": ({"x": Payload()}, "not a checkpoint of this program"),
         "architecture": ({**train_only, "config": {**train_only["config"], "base": "conformer"}}, "base conformer"),
         "weights": ({**train_only, "student": {"cnn.0.0.weight": torch.zeros(3)}}, "another architecture"),
-        "other program": ({"model": 1}, "another architecture"),
+        "other program": ({"model": 1}, "was not written by this program"),
+        "a tensor": (torch.zeros(2), "was not written by this program"),
         "other data": ({**train_only, "data": "0"}, "other data"),
         "a dot": (b".", "not a checkpoint of this program"),
     }
@@ -1977,6 +1978,10 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
             stop.value.code == 2 and error.count("\n") == 1 and message in error and f"{folder}/checkpoint.pt" in error
         ), (name, error)
     assert not (tmp_path / "executed").exists() and not good.exists()
+    torch.save({"model": 1}, tmp_path / "garbage/model.pt")  # neither is a foreign file taken for a finished run
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments, "--out", tmp_path / "garbage")
+    assert stop.value.code == 2 and "was not written by this program" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

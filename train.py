@@ -294,6 +294,8 @@ def train(config, data, out, device, log):
 
 def check_same_run(path, state, config, data):
     """A stored run may be continued or reported only with its own flags and data."""
+    if not (isinstance(state, dict) and {"config", "classes", "data"} <= state.keys()):
+        raise InputError(f"{path}: was not written by this program, or by an older version; delete it and start again")
     stored = state["config"]
     differs = [f"{key} {stored[key]}" for key, value in asdict(config).items() if stored[key] != value]
     if state["classes"] != data.classes or state["data"] != data.identity:
