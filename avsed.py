@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
         n, dropped = x.numel(), round(self.p * 2**16)
         bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         bits = bits[:n].as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # in x's own memory order
-        return x * (bits >= dropped - 2**15).to(x.dtype).mul_(1 / (1 - dropped / 2**16))
+        return (x * (bits >= dropped - 2**15)).mul_(1 / (1 - dropped / 2**16))
 
 
 def conv_stack(n_in, n_out, pool):
@@ -73,7 +73,7 @@ def conv_stack(n_in, n_out, pool):
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel_size=3, padding=1),  # ours: padding, without it the sizes do not work out
         nn.BatchNorm2d(n_out, momentum=BN_MOMENTUM),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         Dropout(DROPOUT),
         nn.AvgPool2d(pool),
     )
@@ -180,13 +180,14 @@ class CrossAttention(nn.Module):
         self.copies = nn.ModuleList(Attention(relative) for _ in range(n_encoders))
 
     def forward(self, x, memories, weights):
-        """x (B, Q, 128); memories: one (rows, memory (len(rows), M, 128)) per encoder; weights (B, E) -> (B, Q, 128)"""
+        """x (B, Q, 128), memories of the encoders (see `MultiEncoder.encode`), weights (B, E) -> (B, Q, 128)"""
         y = self.norm(x)
-        total = torch.zeros_like(x)
-        for e, (rows, memory) in enumerate(memories):
+        heard, *seen = memories
+        total = (weights[:, 0, None, None] * self.copies[0](y, heard)).to(x.dtype)
+        for e, (rows, memory) in enumerate(seen, 1):
             if len(rows):  # only clips that have the stream: zero times NaN would be NaN, so nothing is multiplied away
-                seen = weights[rows, e, None, None] * self.copies[e](y[rows], memory)
-                total = total.index_add(0, rows, seen.to(total.dtype))
+                share = weights[rows, e, None, None] * self.copies[e](y.index_select(0, rows), memory)
+                total = total.index_add(0, rows, share.to(x.dtype))
         return total
 
 
@@ -198,7 +199,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(WIDTH)
         self.attention = Attention()
         self.cross = CrossAttention(n_encoders) if n_encoders else None
-        self.feed_forward = feed_forward(nn.ReLU())
+        self.feed_forward = feed_forward(nn.ReLU(inplace=True))
 
     def forward(self, x, memories=(), weights=None):
         y = self.attention_norm(x)
@@ -300,7 +301,7 @@ class MultiEncoder(nn.Module):
 
         log_mel (B, 512, 64): standardised, time first
         visual: dict of stream name -> (B, 64, D), standardised; rows of clips without the stream may hold anything
-        present: dict of stream name -> (B,) bool, True where the clip has the stream
+        present: dict of stream name -> (B,) bool, True where the clip has the stream; on the CPU, where asking is free
         audio_weight: share of the acoustic encoder in (0, 1]; 1 ignores all video (Boes 2022, Table 7)
         """
         if audio_weight == 1:  # nobody looks at the video, so its encoders need not run
@@ -310,21 +311,17 @@ class MultiEncoder(nn.Module):
     def encode(self, log_mel, visual, present):
         """The part that does not depend on the interpolation weights, so several can share it.
 
-        -> features (B, 64, 128), memories: per encoder (rows, (len(rows), 64, 128)), present (B, E-1) bool
+        -> features (B, 64, 128); memories: that of the acoustic encoder (B, 64, 128), then per visual encoder the rows
+        that it saw and its memory of them (len(rows), 64, 128); have (B, E-1) bool, `present` as one tensor
         """
         assert log_mel.shape[1:] == (8 * FRAMES, MELS), f"log-mel must be (B, 512, 64), got {tuple(log_mel.shape)}"
         features = self.cnn(log_mel[:, None]).squeeze(3).transpose(1, 2)  # (B, 128, 64, 1) -> (B, 64, 128)
-        everyone = torch.arange(len(log_mel), device=log_mel.device)
-        memories = [(everyone, self.audio_encoder(features))]
-        have = (
-            torch.stack([present[name] for name in self.streams], 1)
-            if self.streams
-            else everyone.new_zeros(len(everyone), 0).bool()
-        )
-        for e, name in enumerate(self.streams):
-            rows = have[:, e].nonzero()[:, 0]
-            memory = self.visual_encoders[e](self.visual_inputs[e](visual[name][rows])) if len(rows) else None
-            memories.append((rows, memory))
+        memories = [self.audio_encoder(features)]
+        for name, project, encoder in zip(self.streams, self.visual_inputs, self.visual_encoders):
+            rows = present[name].nonzero()[:, 0].to(log_mel.device, non_blocking=True)
+            memories.append((rows, encoder(project(visual[name][rows])) if len(rows) else None))
+        columns = [present[name].to(log_mel.device, non_blocking=True)[:, None] for name in self.streams]
+        have = torch.cat([log_mel.new_zeros(len(log_mel), 0, dtype=torch.bool), *columns], 1)
         return features, memories, have
 
     def decode(self, features, memories, have, audio_weight):

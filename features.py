@@ -2,9 +2,11 @@
 
     load_audio, log_mel     the acoustic features (Boes 2022, Sec. 3.1.2)
     load_dataset            metadata, audio and visual features of a folder -> a DataSet, cached on disk
+    video_embeddings        the visual features of a video file; `python features.py extract` makes those of a data set
+    read_blocks             the sound of a recording of any length, block by block
     make_toy                writes a small synthetic data set, so that everything runs without a download
 
-This file runs when copied alone (torch, numpy, scipy, soundfile).
+This file runs when copied alone (torch, numpy, scipy, soundfile; ffmpeg where videos are read).
 
 A data set is a folder in the layout of DCASE 2020 task 4, plus one folder for the visual features:
     DIR/metadata/train/weak.tsv                       DIR/audio/train/weak/*.wav
@@ -13,6 +15,7 @@ A data set is a folder in the layout of DCASE 2020 task 4, plus one folder for t
     DIR/metadata/validation/validation.tsv            DIR/audio/validation/*.wav
     DIR/metadata/eval/public.tsv                      DIR/audio/eval/public/*.wav
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
+    DIR/video/<clip stem>.mp4, .mkv or .webm          optional: what `extract` makes the visual features from
     DIR/cache                                         ours, safe to delete
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
@@ -20,16 +23,22 @@ C classes.
 
 Our choices where Boes 2022 is silent (marked `# ours:` below): symmetric Hamming window, centred frames with reflected
 edges, Slaney mel scale from 0 to 8000 Hz without area normalisation, natural logarithm of max(mel, 1e-5), padding of
-the waveform with zeros, statistics over frames of real sound only, visual vectors standardised like mel bins.
+the waveform with zeros, statistics over frames of real sound only, visual vectors standardised like mel bins; 6.4
+frames a second, short side 256, centre crop of 224, OpenL3's weights for environmental sound, VGG16 after its ReLU.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import gcd
@@ -39,6 +48,8 @@ import numpy as np
 import scipy.signal
 import soundfile
 import torch
+from torch import nn
+from torch.nn import functional
 
 SAMPLE_RATE = 16000  # Hz (Boes 2022, Sec. 3.1.2)
 CLIP_SECONDS = 10  # Boes 2022, Sec. 3.1.1
@@ -273,7 +284,14 @@ class DataSet:
     partitions: dict  # name -> Partition
     mel_statistics: tuple  # mean, std of each mel bin, (64,) float32
     visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
-    identity: str  # hash of the clips and of which can be seen: the same batches come out only for the same data
+
+    def identity(self, visual):
+        """Hash of the clips, their labels and which can be seen in these streams: what batches and scores rest on"""
+        seen = [
+            (part.filenames, part.events, np.asarray(part.tags).tolist(), [part.present[s].tolist() for s in visual])
+            for part in self.partitions.values()
+        ]
+        return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 
 def load_dataset(root, visual=(), cache=None, log=print):
@@ -314,13 +332,11 @@ def load_dataset(root, visual=(), cache=None, log=print):
             raise InputError(
                 f"{folder}: the vectors of all training clips hold values that are not finite; make them anew"
             )
-    seen = [(part.filenames, [part.present[stream].tolist() for stream in visual]) for part in partitions.values()]
-    identity = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
-    return DataSet(classes, partitions, *cached_statistics(partitions, visual, cache, "".join(keys)), identity)
+    return DataSet(classes, partitions, *cached_statistics(partitions, visual, cache, "".join(keys)))
 
 
-def read_partitions(root):
-    """Metadata and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
+def read_metadata(root):
+    """The five tables -> clips of each partition (of `weak`: with their labels), events of each, sorted class names"""
     # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
     metadata = root / "metadata" if (root / "metadata").is_dir() else root
     tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
@@ -332,6 +348,12 @@ def read_partitions(root):
     classes = sorted({label for *_, label in events["strong"]}.union(*listed["weak"].values()))
     for name in ("validation", "public"):
         listed[name], events[name] = read_strong(tables[name], classes)
+    return listed, events, classes
+
+
+def read_partitions(root):
+    """Metadata and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
+    listed, events, classes = read_metadata(root)
     partitions = {}
     for name, (_, folder) in PARTITIONS.items():
         folder = root / "audio" / folder
@@ -421,7 +443,7 @@ def cached_array(folder, key, shape, dtype, fill):
             if old not in (path, notes_path):
                 old.unlink(missing_ok=True)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False), np.load(notes_path, allow_pickle=False)
+        return np.load(path, mmap_mode="c", allow_pickle=False), np.load(notes_path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: the cache is damaged ({error}); delete the folder {folder}") from None
 
@@ -433,12 +455,19 @@ def in_chunks(function, items, label, log, size=64):
         for first in range(0, len(items), size):
             rows = slice(first, min(first + size, len(items)))
             yield rows, list(pool.map(function, items[rows]))
-            left = (time.monotonic() - started) / rows.stop * (len(items) - rows.stop)
-            if sys.stdout.isatty():
-                print(f"\r       {label}: {rows.stop}/{len(items)} | {clock(left)} left   ", end="", flush=True)
-    if sys.stdout.isatty():
-        print("\r" + " " * 70 + "\r", end="")
+            show_progress(label, rows.stop, len(items), started)
     log(f"       {label}: {len(items)} clips in {time.monotonic() - started:.1f} s")
+
+
+def show_progress(label, done, total, started, stream=None):
+    """On a terminal, one line that renews itself and goes when all is done; in a file, a line every hundred items"""
+    stream = stream or sys.stdout
+    left = (time.monotonic() - started) / done * (total - done)
+    line = f"       {label}: {done}/{total} | {clock(left)} left   "
+    if stream.isatty():
+        print(f"\r{line}" if done < total else "\r" + " " * 70 + "\r", end="", flush=True, file=stream)
+    elif done % 100 == 0:
+        print(line.rstrip(), flush=True, file=stream)
 
 
 def clock(seconds):
@@ -486,7 +515,7 @@ def cache_visual(part, folder, stems, example, cache, log):
         folder = cache / f"{part.name}-visual-{stream}"
         part.visual[stream], part.present[stream] = cached_array(folder, key, shape, example.dtype, fill)
     else:  # nothing to store: zeros that take no memory
-        part.visual[stream] = np.broadcast_to(np.zeros((), example.dtype), shape)
+        part.visual[stream] = np.lib.stride_tricks.as_strided(np.zeros(1, example.dtype), shape, (0, 0, 0))
         part.present[stream] = np.zeros(len(part), bool)
     return key
 
@@ -540,6 +569,489 @@ def mean_and_std(arrays, masks, chunk=256):
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32)
+
+
+# --- visual networks -------------------------------------------------------------------------------------------------
+# The attributes of the modules give their weights the names that they have in the published files. `pixel_mean` and
+# `pixel_std`, of RGB values from 0 to 255, are how each network wants its pixels.
+
+IMAGENET_PIXELS = tuple(255 * m for m in (0.485, 0.456, 0.406)), tuple(255 * s for s in (0.229, 0.224, 0.225))
+
+
+class OpenL3Image(nn.Module):
+    """Image network of OpenL3 with 512 outputs, which may be negative; 4,688,198 parameters (Boes 2022, Sec. 3.1.2)"""
+
+    pixel_mean, pixel_std = 127.5, 127.5  # -1 to 1
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 64, 64, 128, 128, 256, 256, 512, 512)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-3) for width in widths[:-1])  # eps: Keras' default
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in zip(widths, widths[1:]))
+
+    def forward(self, x):
+        """(n, 3, H, W) -> (n, 512)"""
+        x = self.norms[0](x)
+        for k, conv in enumerate(self.convs[:-1], 1):
+            x = conv(x)
+            # OpenL3's second layer has the two the other way round
+            x = self.norms[k](functional.relu(x)) if k == 2 else functional.relu(self.norms[k](x))
+            if k in (2, 4, 6):
+                x = functional.max_pool2d(x, 2)
+        return self.convs[-1](x).amax((2, 3))  # of 28 x 28 places
+
+
+class VGG16(nn.Module):
+    """VGG16 up to its last hidden layer, 4096 outputs; 134,260,544 parameters (Boes 2022, Sec. 3.1.2)
+
+    ours: the paper's "last feedforward layer" with 4096 outputs is the second fully connected one, after its ReLU.
+    """
+
+    pixel_mean, pixel_std = IMAGENET_PIXELS
+
+    def __init__(self):
+        super().__init__()
+        layers, width = [], 3
+        for n_convs, n_channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            for _ in range(n_convs):
+                layers += [nn.Conv2d(width, n_channels, 3, padding=1), nn.ReLU(inplace=True)]
+                width = n_channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        # the third place is dropout's, which does nothing here but count in the names
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Identity(), nn.Linear(4096, 4096), nn.ReLU()
+        )
+
+    def forward(self, x):
+        """(n, 3, 224, 224) -> (n, 4096)"""
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Bottleneck(nn.Module):
+    """Residual block 1x1, 3x3 (with the stride), 1x1 to four times the width"""
+
+    def __init__(self, n_inputs, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(n_inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.downsample = nn.Identity()
+        if n_inputs != 4 * width:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(n_inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x):
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        return functional.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Residual network with bottlenecks up to its average pooling, 2048 outputs.
+
+    depths (3, 4, 6, 3), ResNet-50: the backbone of TCE, before its contrastive head; 23,508,032 parameters
+    (Boes 2022, Sec. 3.1.2). (3, 8, 36, 3), ResNet-152: 58,143,808 parameters (Fayek 2020, Sec. 3.2).
+    """
+
+    pixel_mean, pixel_std = IMAGENET_PIXELS
+
+    def __init__(self, depths):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.layer1 = self.stage(64, 64, depths[0], 1)
+        self.layer2 = self.stage(256, 128, depths[1], 2)
+        self.layer3 = self.stage(512, 256, depths[2], 2)
+        self.layer4 = self.stage(1024, 512, depths[3], 2)
+
+    @staticmethod
+    def stage(n_inputs, width, depth, stride):
+        blocks = [Bottleneck(4 * width, width, 1) for _ in range(depth - 1)]
+        return nn.Sequential(Bottleneck(n_inputs, width, stride), *blocks)
+
+    def forward(self, x):
+        """(n, 3, H, W) -> (n, 2048)"""
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, padding=1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+
+
+OPENL3_FILE = "openl3_image_mel256_env-v0_4_0.h5.gz of https://github.com/marl/openl3, branch models"  # ours: see top
+NETWORKS = {  # stream: (network, the file of weights that it wants)
+    "openl3": (OpenL3Image, f"what `python features.py convert` makes of {OPENL3_FILE}, unpacked"),
+    "vgg16": (VGG16, "https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "tce": (
+        lambda: ResNet((3, 4, 6, 3)),
+        "tensors of the Kinetics400 ResNet-50 of https://github.com/csiro-robotics/TCE (its link is dead: ask there)",
+    ),
+    "resnet152": (lambda: ResNet((3, 8, 36, 3)), "https://download.pytorch.org/models/resnet152-394f9c45.pth"),
+}
+
+
+def load_network(name, weights, device="cpu"):
+    """Network of a stream (openl3, vgg16, tce, resnet152) with the weights of a published file, ready for use.
+
+    Raises InputError, with where to find the right file, for one that does not fit in every name and shape.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"{name}: no such visual network; there are {', '.join(NETWORKS)}")
+    make, wanted = NETWORKS[name]
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch lets out a dozen kinds for files that are not its own
+        reason = getattr(error, "strerror", None) or "not a file of tensors"
+        raise InputError(f"{weights}: {reason}; {name} wants {wanted}") from None
+    with torch.device("meta"):  # the file brings all values, so none are drawn
+        network = make()
+    try:
+        network.load_state_dict(own_weights(name, state), assign=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{weights}: not the weights of this network ({reason} ..); {name} wants {wanted}") from None
+    if name == "tce" and not any("backbone." in key for key in state.get("state_dict", state)):
+        warnings.warn("weights of a plain ResNet-50: good for a dry run, but these features are not TCE", stacklevel=2)
+    return network.float().eval().to(device)
+
+
+def own_weights(name, state):
+    """Content of a published file -> the entries of the network alone, without the heads that follow it.
+
+    The result is a plain dict: torch then does not insist on the counters of batches in batch norms.
+    """
+    if name == "tce":
+        state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
+        if any(key.startswith("backbone.") for key in state):
+            return {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    head = "classifier.6." if name == "vgg16" else "fc."
+    return {key: value for key, value in state.items() if not key.startswith(head)}
+
+
+def convert(source, target):
+    """OpenL3's image network, from Keras' .h5 file to one that load_network reads. Needs h5py, here only."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError("h5py is needed to convert, this once; pip install h5py") from None
+    try:
+        with h5py.File(source, "r") as file:
+            state = openl3_state(file)
+        with torch.device("meta"):
+            OpenL3Image().load_state_dict(state, assign=True)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
+    partial = Path(f"{target}-{os.getpid()}.partial")
+    try:
+        torch.save(state, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def openl3_state(file):
+    """Open .h5 file -> state dict of OpenL3Image. The layers' names end in running numbers, so their order decides.
+
+    Keras keeps (kernel, bias) of a convolution, kernels as (height, width, in, out), and (gamma, beta, mean, variance)
+    of a batch norm.
+    """
+    norm, conv = ("weight", "bias", "running_mean", "running_var"), ("weight", "bias")
+    state, seen = {}, {"norms": 0, "convs": 0}
+    file = file.get("model_weights", file)  # where Keras puts them when it saves a whole model
+    for layer in file.attrs["layer_names"]:
+        group = file[as_text(layer)]
+        arrays = [torch.from_numpy(np.asarray(group[as_text(key)])) for key in group.attrs["weight_names"]]
+        if arrays:
+            kind, names = ("norms", norm) if len(arrays) == 4 else ("convs", conv)
+            for name, array in zip(names, arrays, strict=True):
+                array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array
+                state[f"{kind}.{seen[kind]}.{name}"] = array.contiguous()
+            seen[kind] += 1
+    return state
+
+
+def as_text(name):
+    """h5py hands out names as bytes or as text, depending on who wrote the file"""
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+# --- video -> visual vectors -----------------------------------------------------------------------------------------
+
+FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5" and 64 vectors (Boes 2022, Sec. 3.1.2)
+SIDE, CROP = 256, 224  # pixels: the short side of the picture, and the square that the networks see
+FRAME_BATCH = 16  # frames that go through a network at a time: below 2 GB of memory
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+
+
+def find_ffmpeg():
+    """Path of ffmpeg, or InputError"""
+    path = shutil.which("ffmpeg")
+    if not path:
+        raise InputError(
+            "ffmpeg: not found, and no video can be read without it; apt install ffmpeg, or https://ffmpeg.org"
+        )
+    return path
+
+
+def read_frames(path, start=0.0, seconds=CLIP_SECONDS):
+    """Video file -> (n, 224, 224, 3) uint8, RGB: 6.4 frames for each of at most 10 seconds, the first at `start`.
+
+    n <= 64, and less where the video ends earlier. Frame k is what is on screen at start + k * 0.15625 s, to half that
+    step; a picture that begins after the sound stands still until then. Of several video streams ffmpeg takes the
+    default one, else the largest; it turns the picture as the file asks for.
+    Raises InputError where not one frame can be decoded.
+    """
+    short_side = f"scale='if(gt(iw,ih),-2,{SIDE})':'if(gt(iw,ih),{SIDE},-2)':flags=bilinear"
+    picture = f"fps={FRAME_RATE}:round=near,{short_side},crop={CROP}:{CROP}"
+    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-ss", str(start), "-i", f"file:{path}", "-an"]
+    command += ["-t", str(min(seconds, CLIP_SECONDS)), "-vf", picture, "-frames:v", str(FRAMES)]
+    command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    n = len(done.stdout) // (CROP * CROP * 3)
+    if done.returncode or not n:
+        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1] or f"it has no picture at {start} s"
+        raise InputError(f"{path}: no video ({reason})")
+    return np.frombuffer(done.stdout, np.uint8, n * CROP * CROP * 3).reshape(n, CROP, CROP, 3)
+
+
+def prepare_frames(frames, network):
+    """(n, H, W, 3) uint8 tensor -> (n, 3, H, W) float32, in the range that the network was trained with"""
+    mean, std = (torch.tensor(v, device=frames.device).view(-1, 1, 1) for v in (network.pixel_mean, network.pixel_std))
+    return (frames.permute(0, 3, 1, 2) - mean) / std
+
+
+@torch.inference_mode()
+def embed_frames(network, frames):
+    """(n, H, W, 3) uint8 array -> (n, D) float32 array"""
+    device = next(network.parameters()).device
+    batches = torch.tensor(frames).split(FRAME_BATCH)
+    return torch.cat([network(prepare_frames(batch.to(device), network)).cpu() for batch in batches]).numpy()
+
+
+def clip_vectors(network, frames, place):
+    """Frames of one clip -> (64, D) float16; place names their source for errors.
+
+    ours: a video that ends early keeps its last vector, zeros could not be any picture's.
+    """
+    vectors = embed_frames(network, frames)
+    largest = np.abs(vectors).max()
+    if not largest <= np.finfo(np.float16).max:
+        raise InputError(
+            f"{place}: the network gives {largest:g}, beyond what float16 holds; its weights are not right"
+        )
+    return np.pad(vectors, ((0, FRAMES - len(vectors)), (0, 0)), mode="edge").astype(np.float16)
+
+
+def video_embeddings(path, name, weights, start=0.0, device="auto"):
+    """Video file -> (64, D) float16: the vectors of the ten seconds from `start` (Boes 2022, Sec. 3.1.2).
+
+    name: openl3, vgg16, tce or resnet152; weights: file with the published weights (README, 'Visual features from
+    video'). Raises InputError where there is no video or where the weights are not the right ones.
+    """
+    network = load_network(name, weights, choose_device(device))
+    return clip_vectors(network, read_frames(path, start), f"{path} through {weights}")
+
+
+def find_video(folder, filename):
+    """Where a clip's video is: (path, start, seconds), or None.
+
+    ours: a file with the clip's own name is the clip, already cut, and is read from its beginning; a file with only
+    the YouTube id for a name is the whole video, of which the clip's name says the window. Lengths decide nothing.
+    """
+    places = [(Path(filename).stem, 0.0, CLIP_SECONDS)]
+    if window := recording(filename):
+        youtube_id, start, end = window
+        places.append((youtube_id, start, end - start))
+    for name, start, seconds in places:
+        for suffix in VIDEO_SUFFIXES:
+            if (folder / f"{name}{suffix}").is_file():
+                return folder / f"{name}{suffix}", start, seconds
+    return None
+
+
+def inventory(root, streams, log):
+    """Log what there is of each partition; -> {clip stem: (path, start, seconds)} of the listed clips with a video"""
+    listed, _, _ = read_metadata(root)
+    videos = {}
+    for name, (_, folder) in PARTITIONS.items():
+        found = {Path(f).stem: video for f in listed[name] if (video := find_video(root / "video", f))}
+        counts = {"audio": sum((root / "audio" / folder / f).is_file() for f in listed[name]), "video": len(found)}
+        for stream in streams:
+            counts[stream] = sum((root / "visual" / stream / f"{Path(f).stem}.npy").is_file() for f in listed[name])
+        counts = "".join(f", {count:5d} with {what}" for what, count in counts.items())
+        log(f"       {name:10} {len(listed[name]):5d} listed{counts}")
+        videos.update(found)
+    return videos
+
+
+def extract(root, weights, device="auto", log=print):
+    """Write root/visual/<stream>/<clip stem>.npy, (64, D) float16, for the listed clips that have a video.
+
+    weights: dict of stream (openl3, vgg16, tce, resnet152) -> file of weights. Each video is decoded once for all
+    streams that it lacks; files that exist are left alone, so that an interrupted run goes on. Videos that cannot be
+    decoded are logged at the end and get no file: they count as missing.
+    """
+    root, device = Path(root), choose_device(device)
+    find_ffmpeg()
+    log(f"data   {root} | {device.type}")
+    videos = inventory(root, weights, log)
+    if not videos:
+        raise InputError(f"{root / 'video'}: no video of any listed clip; name them <clip>.mp4 or <YouTube id>.mp4")
+    networks = {stream: load_network(stream, path, device) for stream, path in weights.items()}
+    todo = []
+    for stem, video in videos.items():
+        targets = {stream: root / "visual" / stream / f"{stem}.npy" for stream in weights}
+        if targets := {stream: path for stream, path in targets.items() if not path.exists()}:
+            todo.append((video, targets))
+    broken, started = [], time.monotonic()
+    for done, ((video, targets), frames) in enumerate(zip(todo, decode_ahead([video for video, _ in todo])), 1):
+        if isinstance(frames, InputError):
+            broken.append(frames)
+        else:
+            for stream, path in targets.items():
+                save_vectors(path, clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}"))
+        show_progress("extracted", done, len(todo), started)
+    made, seconds = len(todo) - len(broken), time.monotonic() - started
+    log(f"       {made} clips extracted in {clock(seconds)}, {seconds / max(made, 1):.2f} s each")
+    log(f"       {len(videos) - len(todo)} had their files before, {len(broken)} cannot be decoded")
+    for error in broken:
+        log(f"       counted as missing: {error}")
+
+
+def decode_ahead(videos):
+    """Yield the frames of each (path, start, seconds), or its InputError, in order; threads decode the next ones"""
+
+    def decode(video):
+        try:
+            return read_frames(*video)
+        except InputError as error:
+            return error
+
+    ahead = os.cpu_count()  # bounds the memory too: 9.6 MB a clip
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque()
+        for video in videos:
+            waiting.append(pool.submit(decode, video))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def save_vectors(path, vectors):
+    """np.save, but the file appears only when complete"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}-{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.save(file, vectors)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def choose_device(name):
+    """cpu, cuda, mps or auto -> torch.device"""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"--device {name}: not available here ({reason}); use --device auto") from None
+    return torch.device(name)
+
+
+# --- recordings of any length ----------------------------------------------------------------------------------------
+# What prediction reads: a recording as a stream of blocks, so that an hour takes no more memory than ten seconds.
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")  # read by soundfile; all other files by ffmpeg
+
+
+def is_sound_file(path):
+    return Path(path).suffix.lower() in SOUND_SUFFIXES
+
+
+def read_blocks(path):
+    """Recording -> yields blocks of it: (samples,) float32 at 16 kHz, channels averaged; peaks stay as they are.
+
+    Put together, the blocks are what `read_waveform` makes of the file before it scales the peak. Of files other than
+    wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound; one that begins after the picture gets silence
+    before it.
+    Raises InputError where there is no sound, or none that can be decoded.
+    """
+    heard = False
+    for block in sound_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
+        if not np.isfinite(block).all():
+            raise InputError(f"{path}: holds samples that are not finite; mend the file")
+        heard = heard or len(block) > 0
+        yield block
+    if not heard:
+        raise InputError(f"{path}: holds no audio")
+
+
+def sound_blocks(path):
+    try:
+        with soundfile.SoundFile(path) as file:
+            blocks = file.blocks(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+            yield from resampled((block.mean(1) for block in blocks), file.samplerate)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from None
+
+
+def ffmpeg_blocks(path):
+    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-vn", "-ac", "1"]
+    command += ["-af", "aresample=async=1:first_pts=0", "-ar", str(SAMPLE_RATE), "-f", "f32le", "-"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        while block := process.stdout.read(4 * CLIP_SAMPLES):
+            yield np.frombuffer(block, np.float32, len(block) // 4)
+        if process.wait():
+            complaints.seek(0)
+            reason = complaints.read().decode(errors="replace").strip().split("\n")[-1]
+            raise InputError(f"{path}: no sound ({reason})")
+
+
+def resampled(blocks, rate):
+    """Blocks of one recording -> blocks at 16 kHz, as scipy.signal.resample_poly makes them of the whole.
+
+    Its filter reaches 10 * max(up, down) / up samples to either side, so a block is resampled once that much of what
+    follows is known, together with what went before. All cuts are at multiples of `down`: there the two grids meet.
+    """
+    up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+    margin = 11 * down
+    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
+    for block in blocks:
+        known = np.concatenate([known, block])
+        ready = (len(known) - margin) // down * down
+        if ready > done:
+            yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
+            forget = max(0, ready - margin)
+            known, done = known[forget:], ready - forget
+    yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
+
+
+def recording_seconds(path):
+    """How long a recording is by its header, which may be off; 0 where it does not say"""
+    if is_sound_file(path):
+        try:
+            return soundfile.info(path).duration
+        except (soundfile.SoundFileError, OSError) as error:
+            raise InputError(f"{path}: cannot be decoded ({error})") from None
+    command = [find_ffmpeg(), "-hide_banner", "-nostdin", "-i", f"file:{path}"]
+    header = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr.decode(errors="replace")
+    match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
+    return sum(int(number) * unit for number, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
+
+
+def has_picture(path):
+    """Whether a file holds a video; the cover of a music file (0:V leaves such out) is none"""
+    if is_sound_file(path):
+        return False
+    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-map", "0:V", "-frames:v", "1"]
+    command += ["-f", "null", "-"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
 # --- the toy data set ------------------------------------------------------------------------------------------------
@@ -764,3 +1276,44 @@ def write_toy_partition(root, name, number, seed):
             for stream, width in TOY_STREAMS.items():
                 np.save(root / "visual" / stream / f"{stem}.npy", toy_visual(rng, events, seconds, width))
     table.write_text("\n".join(rows) + "\n")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description="Visual features from video (README, 'Visual features from video').")
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("extract", help="fill DIR/visual/NAME from DIR/video; goes on where it was interrupted")
+    make.add_argument("root", metavar="DIR", help="data set in the layout of DCASE 2020 task 4")
+    make.add_argument("--visual", nargs="+", required=True, choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
+    make.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one for each NAME, in their order")
+    make.add_argument("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    change = commands.add_parser("convert", help="OpenL3's image network, from Keras to torch; needs h5py")
+    change.add_argument("source", metavar="KERAS.h5")
+    change.add_argument("target", metavar="OPENL3.pt")
+    args = parser.parse_args(arguments)
+    if args.command == "extract" and (
+        len(args.visual) != len(args.weights) or len(set(args.visual)) < len(args.visual)
+    ):
+        parser.error("--visual takes different names, and --weights one file for each of them")
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    try:
+        if args.command == "extract":
+            extract(args.root, dict(zip(args.visual, args.weights)), args.device)
+        else:
+            convert(args.source, args.target)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on with the clips that are left")
+
+
+if __name__ == "__main__":
+    main()
