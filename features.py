@@ -286,7 +286,7 @@ class DataSet:
     visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
 
     def identity(self, visual):
-        """Hash of the clips, their labels and which can be seen in these streams: what batches and scores rest on"""
+        """Hash of the clips, their labels and which can be seen in these streams"""
         seen = [
             (part.filenames, part.events, np.asarray(part.tags).tolist(), [part.present[s].tolist() for s in visual])
             for part in self.partitions.values()
@@ -1302,6 +1302,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
     try:
         if args.command == "extract":

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import re
-import resource
 import statistics
 import sys
 import time
@@ -62,7 +61,7 @@ TUNED = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is asked for. On the same data, machine, threads and ranks it ends with the same weights."""
+    """What a run is asked for. On the same data, CPU, threads and ranks it ends with the same weights."""
 
     data: str  # folder of the data set
     visual: tuple  # names of the visual streams
@@ -366,10 +365,17 @@ def save(content, path):
     os.replace(partial, path)
 
 
-def load(path, device="cpu", remedy="delete it and start again"):
+def write_text(path, text):
+    """The same for text; of several processes that write the file, the last one wins"""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(f"{text}\n")
+    os.replace(partial, path)
+
+
+def load(path, remedy="delete it and start again"):
     """A file that `save` wrote. Nothing in it is executed."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: not a checkpoint of this program ({first_line(error)}); {remedy}") from None
 
@@ -393,7 +399,7 @@ def train(config, data, out, device, log):
     log(f"model  {config.base}, {' + '.join(('log-mel', *config.visual))}, {n_parameters:.2f} M parameters")
     first = 0
     if (out / "checkpoint.pt").exists():
-        first = restore(out / "checkpoint.pt", config, data, student, teacher, optimizer, device)
+        first = restore(out / "checkpoint.pt", config, data, student, teacher, optimizer)
         log(f"       continuing after epoch {first} of {config.epochs}")
 
     rank, _ = rank_of_ranks()
@@ -413,7 +419,7 @@ def train(config, data, out, device, log):
         terms = torch.stack(losses)
         average([terms])
         terms = terms.cpu()
-        check_finite(terms, epoch * config.batches, log)
+        check_finite(terms, epoch * config.batches)
         log(progress.line(iterations[-1], terms.mean(0)))
         if rank == 0:
             log(valid_line(student, data, config, epoch, device))
@@ -422,28 +428,52 @@ def train(config, data, out, device, log):
                 "classes": data.classes,
                 "data": data.identity(config.visual),
                 "epoch": epoch + 1,
+                "student": student.state_dict(),
+                "teacher": teacher.state_dict(),
+                "optimizer": optimizer.state_dict(),
             }
-            state |= {"student": student.state_dict(), "teacher": teacher.state_dict()}
-            save(state | {"optimizer": optimizer.state_dict()}, out / "checkpoint.pt")
+            save(state | statistics_of(data, config.visual), out / "checkpoint.pt")
     return student
 
 
 def check_same_run(path, state, config, data):
     """A stored run may be continued or reported only with its own flags and data."""
-    if not (isinstance(state, dict) and {"config", "classes", "data"} <= state.keys()):
+    if not (isinstance(state, dict) and {"config", "classes", "data", *HEAVY[1:]} <= state.keys()):
         raise InputError(f"{path}: was not written by this program, or by an older version; delete it and start again")
     stored = state["config"]
     wanted = asdict(config).items() - {("data", config.data)}  # the folder may have moved, or have several names
     differs = [f"{key} {stored.get(key)}" for key, value in wanted if stored.get(key) != value]
-    if state["classes"] != data.classes or state["data"] != data.identity(config.visual):
+    same_clips = state["classes"] == data.classes and state["data"] == data.identity(config.visual)
+    if not (same_clips and same_statistics(state, statistics_of(data, config.visual))):
         differs.append("other data")
     if differs:
         raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
 
 
-def restore(path, config, data, student, teacher, optimizer, device):
+def statistics_of(data, visual):
+    """What the inputs of a run are standardised with, in the form that its files keep"""
+    pairs = {stream: tensors(data.visual_statistics[stream]) for stream in visual}
+    return {"mel_statistics": tensors(data.mel_statistics), "visual_statistics": pairs}
+
+
+def tensors(arrays):
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def same_statistics(stored, here):
+    """ours: other features show in their statistics; another machine's rounding does not count"""
+    pairs = [(stored["mel_statistics"], here["mel_statistics"])]
+    pairs += [(stored["visual_statistics"].get(stream, ()), pair) for stream, pair in here["visual_statistics"].items()]
+    return all(
+        len(old) == 2
+        and all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(old, new))
+        for old, new in pairs
+    )
+
+
+def restore(path, config, data, student, teacher, optimizer):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
-    state = load(path, device)
+    state = load(path)  # on the CPU: a GPU would have to be asked for the optimizer's step count in every iteration
     try:
         check_same_run(path, state, config, data)
         student.load_state_dict(state["student"])
@@ -456,14 +486,15 @@ def restore(path, config, data, student, teacher, optimizer, device):
         ) from None
 
 
-def check_finite(terms, first, log):
-    """terms (iterations, 4): stop the run where the first one is not finite"""
+def check_finite(terms, first):
+    """terms (iterations, 4), from iteration `first` on: the run cannot go on where one is not finite"""
     names = ("clip cross entropy", "frame cross entropy", "clip consistency", "frame consistency")
     for number, row in enumerate(terms.tolist()):
         if not all(map(math.isfinite, row)):
             named = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, row))
-            log(f"error: the loss is not finite at iteration {first + number}: {named}; nothing of this epoch is kept")
-            sys.exit(1)
+            raise FloatingPointError(
+                f"the loss is not finite at iteration {first + number}: {named}; nothing of this epoch is kept"
+            )
 
 
 class Progress:
@@ -632,21 +663,16 @@ def score_run(student, config, data, out, device, log):
         "by_weight": {str(w): finite(parts) for w, parts in by_weight.items()},
     }
     report["scores"] = report["by_weight"][str(weight)]
-    visual_statistics = {stream: tensors(data.visual_statistics[stream]) for stream in config.visual}
-    weights = dict(zip(HEAVY, (student.state_dict(), tensors(data.mel_statistics), visual_statistics)))
     write_predictions(out, public, classes, *predicted[weight], tuned[weight])
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    save(report | weights, out / "model.pt")  # last: it marks the run as finished
+    write_text(out / "metrics.json", json.dumps(report, indent=1))
+    heavy = {"weights": student.state_dict(), **statistics_of(data, config.visual)}
+    save(report | heavy, out / "model.pt")  # last: it marks the run as finished
     return report
 
 
 def finite(parts):
     """JSON knows no NaN: scores that are not defined become None"""
     return {part: {k: None if math.isnan(v) else v for k, v in row.items()} for part, row in parts.items()}
-
-
-def tensors(arrays):
-    return [torch.from_numpy(array) for array in arrays]
 
 
 def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
@@ -672,8 +698,7 @@ def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
 # --- tables of runs --------------------------------------------------------------------------------------------------
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
-# evaluation data,) then mean and, but for Table 7, standard deviation of CBF1, SBF1, EBF1, PSDS1 and PSDS2. A question
-# mark: a figure that is lost in the text we have.
+# evaluation data,) then mean and, but for Table 7, standard deviation of CBF1, SBF1, EBF1, PSDS1 and PSDS2
 PAPER_TABLES = {
     5: """
 transformer -          1      1     82.48 0.47  78.92 0.48  49.43 0.61  0.4083 0.0080  0.6413 0.013
@@ -690,7 +715,7 @@ transformer tce        random 0.875 84.42 0.37  80.46 0.39  50.64 0.58  0.4201 0
 transformer vgg16      random 0.875 84.48 0.47  80.20 0.39  46.95 0.55  0.3818 0.0075  0.6170 0.014
 conformer   openl3     random 0.875 83.94 0.39  80.27 0.44  50.00 0.64  0.4051 0.0074  0.6539 0.011
 conformer   tce        random 0.875 84.18 0.36  80.50 0.38  49.94 0.57  0.4040 0.0078  0.6552 0.013
-conformer   vgg16      random 0.875 84.25 0.39  80.33 0.50  ? ?  ? ?  0.6201 0.012""",
+conformer   vgg16      random 0.875 84.25 0.39  80.33 0.50  46.10 0.67  0.3591 0.0089  0.6201 0.012""",
     7: """
 transformer -          1      1     ignored 82.79 79.19 48.89 0.4026 0.6377
 transformer -          1      1     unseen  80.40 77.21 49.79 0.4358 0.6159
@@ -733,7 +758,7 @@ class Row:
     train_weight: object
     infer_weight: float
     part: str
-    paper: tuple  # (mean, standard deviation or None) per score, percentages for F1, None where lost
+    paper: tuple  # (mean, standard deviation or None) per score, percentages for F1
 
 
 def rows_of(number):
@@ -741,7 +766,7 @@ def rows_of(number):
     for line in PAPER_TABLES[number].strip().splitlines():
         base, visual, train_weight, infer_weight, *figures = line.split()
         part = figures.pop(0) if number == 7 else "public"
-        figures = [None if figure == "?" else float(figure) for figure in figures]
+        figures = list(map(float, figures))
         paper = [(figure, None) for figure in figures] if number == 7 else zip(figures[::2], figures[1::2])
         visual = () if visual == "-" else tuple(visual.split("+"))
         train_weight = train_weight if train_weight == "random" else float(train_weight)
@@ -797,14 +822,14 @@ def make_table(args, device, log):
                 )  # fmt: skip
                 configs[run_name(config)] = config
     reports = complete_runs(configs, data, out, device, log)
-    write_results(out)
+    write_results(out, log)
     if len(reports) < len(configs):
-        log(f"table  {len(reports)} of {len(configs)} runs are done, others do the rest: rows are incomplete")
+        log(f"table  {len(reports)} of {len(configs)} runs are done: rows are incomplete")
     results = [result_of(row, configs, reports, args) for row in rows]
     text = table_text(args.table, rows, results, data)
     log(text)
     if len(reports) == len(configs):
-        (out / f"table_{args.table}.txt").write_text(text + "\n")
+        write_text(out / f"table_{args.table}.txt", text)
         if args.plot:
             plot_table(out / f"table_{args.table}.png", args.table, rows, results)
 
@@ -815,16 +840,21 @@ def run_name(config):
 
 def complete_runs(configs, data, out, device, log):
     """configs: dict of folder in `out` -> Config -> dict of folder -> report, of all runs that nobody else is doing"""
-    reports, started, trained = {}, time.monotonic(), 0
+    reports, diverged, started, trained = {}, set(), time.monotonic(), 0
     first_rank = os.environ.get("RANK") == "0"  # of torchrun: it waits for the others, to print their rows too
     for wait in (False, first_rank):  # the second time round, what others had begun may be finished, or given up
         for name in configs.keys() - reports.keys():
             if report := finished_report(out / name, configs[name], data):
                 reports[name] = report
-        for name in [name for name in configs if name not in reports]:
+        for name in [name for name in configs if name not in reports and name not in diverged]:
             with claimed(out / name, wait) as mine:
                 if mine:
-                    reports[name] = complete_run(configs[name], data, out / name, device, Log())
+                    try:
+                        reports[name] = complete_run(configs[name], data, out / name, device, Log())
+                    except FloatingPointError as error:  # one run of many
+                        log(f"table  {name} is left out: {error}")
+                        diverged.add(name)
+                        continue
                     trained += 1
                     left = (time.monotonic() - started) / trained * (len(configs) - len(reports))
                     log(f"table  {len(reports)}/{len(configs)} runs | {name} done | {features.clock(left)} left")
@@ -860,7 +890,7 @@ def mean_of(values):
     return statistics.mean([v for v in values if v is not None] or [0.0])
 
 
-def write_results(out):
+def write_results(out, log):
     """results.tsv: a line per finished run in the folder, whichever table it belongs to"""
     settings = ["base", "visual", "train_weight", "seed", "epochs", "batches", "batch_size", "precision"]
     lines = ["\t".join(["run", *settings, "infer_weight", "validation_EBF1", *TUNED])]
@@ -872,12 +902,11 @@ def write_results(out):
             words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(report["config"].get, settings)]
             scores = [report["scores"]["validation"]["EBF1"], *(report["scores"]["public"][name] for name in TUNED)]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path}: is damaged or was not written by this program; delete its folder") from None
+            log(f"note   {path}: is damaged or was not written by this program; left out of results.tsv")
+            continue
         scores = ["" if score is None else f"{score:.6f}" for score in scores]
         lines.append("\t".join(map(str, [path.parent.name, *words, report["infer_weight"], *scores])))
-    partial = out / f"results.tsv.{os.getpid()}.partial"
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, out / "results.tsv")
+    write_text(out / "results.tsv", "\n".join(lines))
 
 
 def cell(name, mean, deviation=None):
@@ -1020,7 +1049,7 @@ def load_trained(path, device):
 def cut_windows(blocks):
     """Blocks of sound at 16 kHz -> yields windows: (start in samples, (samples,) float32), the last one may be shorter.
 
-    No window is more than half silence, unless the whole recording is shorter than five seconds.
+    Each holds 4.99 s of sound or more, unless the whole recording is shorter.
     """
     known, start = np.zeros(0, np.float32), 0
     for block in blocks:
@@ -1368,6 +1397,8 @@ def benchmark(config, data, device, log, repeats=10):
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
+        import resource  # Windows has none
+
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     log(f"{memory / 1e9:.1f} GB of memory at most | {PAPER['epochs'] * PAPER['batches']} iterations: "
         f"{features.clock(PAPER['epochs'] * PAPER['batches'] * total)}")  # fmt: skip
@@ -1465,6 +1496,10 @@ def parse_arguments(arguments):
     check_prediction(parser, args)
     if (args.search_train_weight or args.runs is not None) and not args.table:
         parser.error("--search-train-weight and --runs belong to --table")
+    if args.benchmark and (args.epochs or args.batches or args.infer_weight or args.resume):
+        parser.error("--benchmark has no use for --epochs, --batches, --infer-weight and --resume: leave them out")
+    if args.data == "":
+        parser.error("--data is empty: name a folder, or leave it out for toy data")
     for name, value in (PAPER if args.data or args.benchmark else TOY).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -1473,8 +1508,6 @@ def parse_arguments(arguments):
     if args.table and (args.resume or args.benchmark):
         parser.error("--table resumes by itself, and is not to be timed: leave out --resume and --benchmark")
     args.base = args.base or (None if args.table else "transformer")
-    if args.benchmark and args.resume:
-        parser.error("--benchmark trains nothing that could be resumed")
     if not args.visual and not args.table and (args.train_weight or args.infer_weight):
         parser.error("--train-weight and --infer-weight need a stream to share with: add --visual NAME")
     args.train_weight = args.train_weight or (0.5 if args.visual else 1.0)
@@ -1529,8 +1562,8 @@ def check_prediction(parser, args):
 def choose_device(name):
     """cpu, cuda, mps or auto; under torchrun, a GPU for each rank"""
     device = features.choose_device(name)
-    if "LOCAL_RANK" in os.environ and device.type == "cuda":
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda" and ("LOCAL_RANK" in os.environ or device.index is None):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu") if "LOCAL_RANK" in os.environ else device  # ranks cannot talk from other devices
 
 
@@ -1607,7 +1640,7 @@ def complete_run(config, data, out, device, log):
     log.path = None if rank_of_ranks()[0] > 0 else out / "log.txt"
     if (out / "model.pt").exists():  # trained, but scored with other streams at hand
         student, _, _ = start(config, data, device)
-        student.load_state_dict(load(out / "model.pt", device)["weights"])
+        student.load_state_dict(load(out / "model.pt")["weights"])
     else:
         student = train(config, data, out, device, log)
     if rank_of_ranks()[0] > 0:
@@ -1658,13 +1691,14 @@ def run(args, log):
 def main(arguments=None):
     args = parse_arguments(arguments)
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
     try:
         if args.predict:
             predict_files(args)
         else:
             run(args, Log())
-    except (InputError, OSError) as error:
+    except (InputError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
