@@ -36,10 +36,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
@@ -85,7 +88,7 @@ def read_waveform(path):
     """Sound file -> (samples,) float32 at 16 kHz: channels averaged, resampled, peak at 1 (Boes 2022, Sec. 3.1.2)."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
         raise InputError(
             f"{path}: cannot be decoded ({error}); mend the file, or delete it: missing clips are fine"
         ) from None
@@ -307,6 +310,9 @@ def load_dataset(root, visual=(), cache=None, log=print):
         raise InputError(
             f"{root}: no such folder; --data wants one with the sub-folders audio and metadata (README, 'Real data')"
         )
+    for stream in visual:
+        if Path(stream).name != stream or stream in ("", ".."):
+            raise InputError(f"{stream!r}: is no name of a visual stream, a folder in {root}/visual; mend it")
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
@@ -416,6 +422,17 @@ def fingerprint(paths, *more):
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def replacing(path):
+    """A name to write to; what is written there becomes the file `path`, which so appears only when complete."""
+    partial = path.with_name(f"{path.name}-{uuid.uuid4().hex}.partial")  # no other process or machine uses it
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def cached_array(folder, key, shape, dtype, fill):
     """(memory-mapped array, notes array) from a folder of the cache; where missing, notes = fill(array) makes them.
 
@@ -424,8 +441,7 @@ def cached_array(folder, key, shape, dtype, fill):
     path, notes_path = folder / f"{key}.npy", folder / f"{key}-notes.npy"
     if not (path.exists() and notes_path.exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{os.getpid()}.partial"
-        try:
+        with replacing(path) as partial:
             array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
             if hasattr(os, "posix_fallocate"):  # a full disk shows here, as an error, and not as a crash while writing
                 with open(partial, "r+b") as file:
@@ -433,12 +449,8 @@ def cached_array(folder, key, shape, dtype, fill):
             notes = fill(array)
             array.flush()
             del array
-            os.replace(partial, path)
-            with open(partial, "wb") as file:
-                np.save(file, notes)
-            os.replace(partial, notes_path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(notes_path) as partial, open(partial, "wb") as file:
+            np.save(file, notes)
         for old in folder.glob("*.npy"):
             if old not in (path, notes_path):
                 old.unlink(missing_ok=True)
@@ -448,10 +460,15 @@ def cached_array(folder, key, shape, dtype, fill):
         raise InputError(f"{path}: the cache is damaged ({error}); delete the folder {folder}") from None
 
 
+def cores():
+    """CPU cores that this process may use"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def in_chunks(function, items, label, log, size=64):
     """Yield (slice, [function(item) ...]) over chunks of items, worked on by all cores, with progress and time left"""
     started = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for first in range(0, len(items), size):
             rows = slice(first, min(first + size, len(items)))
             yield rows, list(pool.map(function, items[rows]))
@@ -520,18 +537,22 @@ def cache_visual(part, folder, stems, example, cache, log):
     return key
 
 
+NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse two of them at once (its issue 106905)
+
+
 def read_visual(path, example=None):
     """(64, D) float16 or float32 vectors of one clip; a stream's files all have the shape and type of its `example`."""
     try:
-        vectors = np.load(path, allow_pickle=False)
+        with NPY_HEADERS:
+            vectors = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy lets out a dozen kinds for damaged files
         raise InputError(
-            f"{path}: cannot be read as a .npy array ({error}); "
+            f"{path}: cannot be read as a .npy array ({' '.join(str(error).split())[:150]}); "
             "write it anew with numpy.save, or delete it: missing video is fine"
         ) from None
     shape = "(64, D)" if example is None else f"(64, {example.shape[1]})"
     types = ("float16", "float32") if example is None else (example.dtype.name,)
-    if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types:
+    if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types or not vectors.dtype.isnative:
         found = getattr(vectors, "dtype", "an archive")
         raise InputError(f"{path}: must be an array of {' or '.join(types)}, {shape}, not {found}; convert it")
     if vectors.ndim != 2 or len(vectors) != FRAMES or (example is not None and vectors.shape != example.shape):
@@ -551,12 +572,13 @@ def cached_statistics(partitions, visual, cache, key):
         for stream in visual:
             present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
             statistics[f"visual-{stream}"] = mean_and_std([part.visual[stream] for part in training], present)
-        partial = cache / f"statistics-{os.getpid()}.partial"
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             np.savez(file, **{name: np.stack(pair) for name, pair in statistics.items()})
-        os.replace(partial, path)
-    with np.load(path, allow_pickle=False) as stored:
-        return tuple(stored["mel"]), {stream: tuple(stored[f"visual-{stream}"]) for stream in visual}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return tuple(stored["mel"]), {stream: tuple(stored[f"visual-{stream}"]) for stream in visual}
+    except Exception as error:  # numpy lets out a dozen kinds for damaged files
+        raise InputError(f"{path}: the cache is damaged ({error}); delete the file") from None
 
 
 def mean_and_std(arrays, masks, chunk=256):
@@ -740,12 +762,8 @@ def convert(source, target):
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
-    partial = Path(f"{target}-{os.getpid()}.partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(Path(target)) as partial, open(partial, "wb") as file:
+        torch.save(state, file)
 
 
 def openl3_state(file):
@@ -926,7 +944,7 @@ def decode_ahead(videos):
         except InputError as error:
             return error
 
-    ahead = os.cpu_count()  # bounds the memory too: 9.6 MB a clip
+    ahead = min(16, cores())  # bounds the memory too: 9.6 MB a clip, and what ffmpeg needs
     with ThreadPoolExecutor(ahead) as pool:
         waiting = deque()
         for video in videos:
@@ -940,13 +958,8 @@ def decode_ahead(videos):
 def save_vectors(path, vectors):
     """np.save, but the file appears only when complete"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}-{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.save(file, vectors)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, vectors)
 
 
 def choose_device(name):
@@ -994,7 +1007,7 @@ def sound_blocks(path):
         with soundfile.SoundFile(path) as file:
             blocks = file.blocks(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)
             yield from resampled((block.mean(1) for block in blocks), file.samplerate)
-    except (soundfile.SoundFileError, OSError) as error:
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
         raise InputError(f"{path}: cannot be decoded ({error})") from None
 
 
@@ -1226,20 +1239,20 @@ def make_toy(root, seed=0):
 
     A folder that already holds this version and seed is left alone. It appears only when complete.
     """
-    root = Path(root)
+    root = Path(root).absolute()
     recipe = json.dumps({"toy": TOY_VERSION, "seed": seed}) + "\n"
     marker = root / "toy.json"
     if marker.is_file() and marker.read_text() == recipe:
         return
-    if root.exists() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root}: holds something other than the toy data set; move it away")
-    partial = root.with_name(f"{root.name}-{os.getpid()}.partial")
+    if root.exists() and any(root.iterdir()):  # perhaps with something that is the user's own
+        other = "toy data of another version or seed" if marker.is_file() else "something other than the toy data set"
+        raise InputError(f"{root}: holds {other}; move it away")
+    partial = root.with_name(f"{root.name}-{uuid.uuid4().hex}.partial")
     try:
         for number, name in enumerate(PARTITIONS):
             write_toy_partition(partial, name, number, seed)
         (partial / marker.name).write_text(recipe)
         if not (marker.is_file() and marker.read_text() == recipe):  # else another run was faster
-            shutil.rmtree(root, ignore_errors=True)
             os.replace(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

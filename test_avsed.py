@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import warnings
@@ -23,7 +24,7 @@ import scipy.ndimage
 import soundfile
 
 # tiny tensors: a second thread mostly waits, and on a busy machine for long; the programs started from here do the same
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ import train
 from avsed import MultiEncoder
 from metrics import PSDS1, PSDS2
 
+torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent
 DIMS = {"openl3": 512, "tce": 2048, "vgg16": 4096}
 
@@ -580,6 +582,23 @@ def test_non_finite_vectors_count_as_missing(tmp_path):
     )
 
 
+def test_vectors_are_read_one_at_a_time(tmp_path, monkeypatch):
+    inside, together = [], []
+
+    def load(path, allow_pickle):
+        inside.append(path)
+        time.sleep(0.01)
+        together.append(len(inside))
+        inside.remove(path)
+        return np.zeros((64, 6), np.float16)
+
+    monkeypatch.setattr(np, "load", load)
+    monkeypatch.setattr(features, "cores", lambda: 4)
+    for _, vectors in features.in_chunks(features.read_visual, list(range(8)), "", quiet):
+        assert len(vectors) == 8
+    assert together == [1] * 8
+
+
 def test_odd_but_harmless_folders(tmp_path):
     rows = tiny_rows()
     rows["weak"][0] = rows["weak"][0].replace("Dog,Cat", "Dog, Cat ,")  # spaces and empty labels make no classes
@@ -596,6 +615,14 @@ def test_odd_but_harmless_folders(tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(features.InputError, match="weak-log_mel.*the cache is damaged.*delete the folder"):
         features.load_dataset(root, ["other"], log=quiet)
+    shutil.rmtree(root / "cache/weak-log_mel")
+    for path in (root / "cache").glob("statistics-*"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(features.InputError, match="statistics-.*the cache is damaged.*delete the file"):
+        features.load_dataset(root, ["other"], log=quiet)
+    for stream in ("other/", "../visual/other", "", ".."):
+        with pytest.raises(features.InputError, match="is no name of a visual stream"):
+            features.load_dataset(root, [stream], log=quiet)
     for path in (root / "visual/other").iterdir():
         np.save(path, np.full((64, 6), np.inf, np.float16))
     shutil.rmtree(root / "cache")
@@ -621,6 +648,9 @@ def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "TOY_CLIPS", dict.fromkeys(features.PARTITIONS, 20))
     features.make_toy(tmp_path / "a", 0)
     assert marker.stat().st_mtime_ns == stamp  # a finished one is left alone
+    with pytest.raises(features.InputError, match="toy data of another version or seed; move it away"):
+        features.make_toy(tmp_path / "a", 1)  # it may hold streams that the user made
+    assert marker.stat().st_mtime_ns == stamp
 
 
 HOP = 8 * 313 / 16000
@@ -1793,38 +1823,55 @@ def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch):
             assert torch.allclose(model[name], other[name], rtol=1e-3, atol=2e-5), name
 
 
-def start_ranks(*command):
-    """Two processes as torchrun would start them, but here it is known which is which"""
+DIES = """
+import os, signal, sys
+import train
+
+step, calls = train.training_step, 0
+
+def training_step(*arguments):
+    global calls
+    calls += 1
+    if calls == 4:  # with two batches an epoch: in the middle of the second epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+
+train.training_step = training_step
+train.main(sys.argv[1:])
+"""
+
+
+def start_ranks(*programs):
+    """Processes as torchrun would start them, one for each command, so that it is known which is which"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    settings = {**os.environ, **address, "OMP_NUM_THREADS": "1"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    settings = {**os.environ, **address, "WORLD_SIZE": str(len(programs))}
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [sys.executable, *map(str, program)],
+            cwd=HERE,
             env={**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank, program in enumerate(programs)
     ]
 
 
 def test_a_data_parallel_run_survives_the_death_of_a_rank(tmp_path):
     root, out = write_tiny(tmp_path / "set"), tmp_path / "run"
     flags = "--epochs 3 --batches 2 --batch-size 2 2 4 --visual openl3 --device cpu --data".split()
-    command = [HERE / "train.py", *flags, root, "--out", out]
-    ranks = start_ranks(*command)
-    while not (out / "checkpoint.pt").exists() and ranks[0].poll() is None:
-        time.sleep(0.01)
-    ranks[1].kill()
-    error = ranks[0].communicate(timeout=60)[1]
+    flags += [root, "--out", out]
+    ranks = start_ranks([HERE / "train.py", *flags], ["-c", DIES, *flags])
+    error = ranks[0].communicate(timeout=300)[1]
     assert ranks[0].returncode == 2 and "error: no word from the other ranks" in error and "Traceback" not in error
     ranks[1].communicate()
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] < 3 and not (out / "model.pt").exists()
-    for rank in start_ranks(*command, "--resume"):
-        error = rank.communicate()[1]
+    assert ranks[1].returncode == -signal.SIGKILL
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] == 1 and not (out / "model.pt").exists()
+    for rank in start_ranks(*2 * [[HERE / "train.py", *flags, "--resume"]]):
+        error = rank.communicate(timeout=300)[1]
         assert rank.returncode == 0 and "error" not in error
     lines = (out / "log.txt").read_text().splitlines()
     assert (out / "model.pt").exists() and not list(tmp_path.rglob("*.partial"))
@@ -2023,14 +2070,10 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys):
     flags = "--epochs 3 --batches 2 --batch-size 2 2 3 --train-weight random --visual openl3 tce".split()
     base = ["--data", root, *flags]
     run(*base, "--out", tmp_path / "whole")
-    command = [sys.executable, HERE / "train.py", *base, "--out", tmp_path / "killed"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", DIES, *base, "--out", tmp_path / "killed"]
+    assert subprocess.run(list(map(str, command)), cwd=HERE, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
     checkpoint = tmp_path / "killed/checkpoint.pt"
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert torch.load(checkpoint, weights_only=True)["epoch"] < 3 and not (tmp_path / "killed/model.pt").exists()
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1 and not (tmp_path / "killed/model.pt").exists()
     run(*base, "--out", tmp_path / "killed", "--resume")
     assert "continuing after epoch" in (tmp_path / "killed/log.txt").read_text()
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
@@ -2221,10 +2264,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     for name in names:  # each run was begun once, by one of the two
         assert (tmp_path / "t" / name / "log.txt").read_text().count("model  ") == 1
     weights_of_run = weights_of(tmp_path / "t/transformer-openl3-w0.5-1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as torchrun does; sums of several threads may differ in the last digit
     run("--data", root, "--visual", "openl3", "--seed", 1, "--out", tmp_path / "alone", *short)
-    torch.set_num_threads(threads)
     assert same_weights(weights_of_run, weights_of(tmp_path / "alone"))
     capsys.readouterr()
 
@@ -2289,7 +2329,22 @@ def save_array(array):
     return lambda root: np.save(root / "visual/openl3/w2.npy", array, allow_pickle=True)
 
 
+def write_flac_without_length(root):
+    """Whoever writes to a pipe cannot go back and fill in the number of samples: 36 bits from byte 21 on, here zero"""
+    path = root / "audio/train/weak/w2.wav"
+    soundfile.write(path, np.zeros(32000), 16000, format="FLAC")
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+
+
 BAD = {
+    "no length": (write_flac_without_length, r"w2\.wav: cannot be decoded"),
+    "byte order": (
+        lambda root: np.save(root / "visual/openl3/w3.npy", np.zeros((64, 6), ">f2")),
+        r"w3\.npy: must be an array of float16, .* not >f2",
+    ),
     "missing folder": (shutil.rmtree, "no such folder"),
     "missing table": (lambda root: (root / "metadata/train/weak.tsv").unlink(), r"weak\.tsv: no such file"),
     "missing visual folder": (lambda root: shutil.rmtree(root / "visual"), r"visual/openl3: no such folder"),
@@ -2580,14 +2635,10 @@ def video_frames(n, side=32, seed=0):
     [("openl3", 4688198, 512), ("vgg16", 134260544, 4096), ("tce", 23508032, 2048), ("resnet152", 58143808, 2048)],
 )
 def test_visual_networks_have_the_published_size(name, count, width):
-    with torch.device("meta"):
+    with torch.device("meta"):  # resnet152: torchvision's 60,192,808 without its classifier of 2,049,000
         network = features.NETWORKS[name][0]().eval()
         assert network(torch.empty(2, 3, 224, 224)).shape == (2, width)
     assert sum(p.numel() for p in network.parameters()) == count
-
-
-def test_resnet152_is_the_published_one_without_its_classifier():
-    assert 58143808 + 2048 * 1000 + 1000 == 60192808  # torchvision's count, classifier included
 
 
 def test_layer_shapes_of_the_visual_networks():
@@ -3050,27 +3101,29 @@ def test_vectors_appear_only_when_complete(tmp_path, monkeypatch):
 
 
 def test_decoding_runs_ahead_but_not_away(monkeypatch):
-    started = []
+    started, three = [], threading.Barrier(3)
 
     def read_frames(path, start, seconds):
         started.append(path)
-        time.sleep(0.01)
+        if path < 3:
+            three.wait(timeout=60)  # goes on when three decode at once
         return path
 
     monkeypatch.setattr(features, "read_frames", read_frames)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(features, "cores", lambda: 3)
     for i, frames in enumerate(features.decode_ahead([(k, 0, 10) for k in range(30)])):
-        time.sleep(0.02)
+        time.sleep(0.01)  # time to run further ahead, if that were possible
         assert frames == i and len(started) <= i + 4
     assert i == 29
 
 
 def test_progress_shows_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     for done in (99, 100, 300):
-        features.show_progress("extracted", done, 300, time.monotonic() - 10)
+        features.show_progress("extracted", done, 300, 990.0)
     assert capsys.readouterr().out == "       extracted: 100/300 | 0:20 left\n       extracted: 300/300 | 0:00 left\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    features.show_progress("extracted", 1, 7, time.monotonic() - 10)
+    features.show_progress("extracted", 1, 7, 990.0)
     assert capsys.readouterr().out.startswith("\r       extracted: 1/7 | 1:00 left")
 
 

@@ -366,10 +366,8 @@ def save(content, path):
 
 
 def write_text(path, text):
-    """The same for text; of several processes that write the file, the last one wins"""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(f"{text}\n")
-    os.replace(partial, path)
+    with features.replacing(path) as partial:
+        partial.write_text(f"{text}\n")
 
 
 def load(path, remedy="delete it and start again"):
@@ -986,10 +984,8 @@ def figure_class():
 
 
 def save_figure(figure, path):
-    """The file appears only when complete"""
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with features.replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def table(config, report):
@@ -1207,9 +1203,8 @@ def predict_files(args):
                 show_attention(trained, path, heard.first, out, device)
         found += events
     if out:
-        partial = out / "predictions.tsv.partial"
-        metrics.write_events(partial, found)
-        os.replace(partial, out / "predictions.tsv")
+        with features.replacing(out / "predictions.tsv") as partial:
+            metrics.write_events(partial, found)
 
 
 def note(line):
