@@ -1831,9 +1831,10 @@ def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch):
     write_tiny(tmp_path / "data")
     features.load_dataset(tmp_path / "data", ["openl3"], tmp_path / "cache", log=quiet)
     (tmp_path / "script.py").write_text(RANK_SCRIPT)
+    ranks = start_ranks(*2 * [[tmp_path / "script.py", tmp_path, "two"]])
     monkeypatch.setattr(sys, "argv", ["script.py", str(tmp_path), "one"])
-    runpy.run_path(str(tmp_path / "script.py"))
-    assert [rank.wait() for rank in start_ranks(*2 * [[tmp_path / "script.py", tmp_path, "two"]])] == [0, 0]
+    runpy.run_path(str(tmp_path / "script.py"))  # meanwhile
+    assert [rank.wait() for rank in ranks] == [0, 0]
     (one, *models), (two, *others) = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     assert torch.allclose(one, two, rtol=1e-4) and not torch.equal(one[0], one[3])
     for model, other in zip(models, others):
@@ -2069,9 +2070,10 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys):
     root = write_tiny(tmp_path / "set", streams=("openl3", "tce"))
     flags = "--epochs 2 --batches 2 --batch-size 1 1 2 --train-weight random --visual openl3 tce".split()
     base = ["--data", root, *flags]
-    run(*base, "--out", tmp_path / "whole")
-    command = [sys.executable, "-c", DIES, *base, "--out", tmp_path / "killed"]
-    assert subprocess.run(list(map(str, command)), cwd=HERE, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    command = map(str, [sys.executable, "-c", DIES, *base, "--out", tmp_path / "killed"])
+    with subprocess.Popen(list(command), cwd=HERE, stdout=subprocess.DEVNULL) as dies:
+        run(*base, "--out", tmp_path / "whole")  # meanwhile
+    assert dies.returncode == -signal.SIGKILL
     checkpoint = tmp_path / "killed/checkpoint.pt"
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 1 and not (tmp_path / "killed/model.pt").exists()
     run(*base, "--out", tmp_path / "killed", "--resume")
@@ -2241,6 +2243,8 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     short = "--epochs 1 --batches 2 --batch-size 1 1 2".split()
     base = ["--table", 5, "--base", "transformer", "--data", root, "--runs", 2, "--out", tmp_path / "t", *short]
     ranks = torchrun(2, HERE / "train.py", *base, stdout=subprocess.PIPE)
+    run("--data", root, "--visual", "openl3", "--seed", 1, "--out", tmp_path / "alone", *short)  # meanwhile
+    capsys.readouterr()
     printed = ranks.communicate()[0]
     assert ranks.returncode == 0 and "Table 5, runs: 2" in printed and "incomplete" not in printed
     assert "visual/vgg16: its rows are left out" in printed
@@ -2249,10 +2253,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     stamps = {name: (tmp_path / "t" / name / "model.pt").stat().st_mtime_ns for name in names}
     for name in names:  # each run was begun once, by one of the two
         assert (tmp_path / "t" / name / "log.txt").read_text().count("model  ") == 1
-    weights_of_run = weights_of(tmp_path / "t/transformer-openl3-w0.5-1")
-    run("--data", root, "--visual", "openl3", "--seed", 1, "--out", tmp_path / "alone", *short)
-    assert same_weights(weights_of_run, weights_of(tmp_path / "alone"))
-    capsys.readouterr()
+    assert same_weights(weights_of(tmp_path / "t/transformer-openl3-w0.5-1"), weights_of(tmp_path / "alone"))
 
     shutil.rmtree(tmp_path / "t/transformer-audio-w1.0-1")  # one is missing: it alone is done
     run(*base)
