@@ -101,7 +101,7 @@ def test_front_end_is_table_3():
 
 
 def test_front_end_stack_by_hand():
-    conv, norm, *_ = stack = avsed.conv_stack(1, 16, (2, 2)).eval()
+    conv, norm, *_ = stack = avsed.ConvStack(1, 16, (2, 2)).eval()
     x = torch.randn(1, 1, 512, 64)
     with torch.no_grad():
         (
@@ -120,8 +120,29 @@ def test_front_end_stack_by_hand():
         assert abs(stack(x)[0, 5, 2, 3].item() - np.mean(values)) < 1e-5
 
 
+@pytest.mark.parametrize("pool", [(2, 2), (1, 2), (1, 1)])
+def test_a_stack_in_training_is_its_five_layers(pool):
+    stack = avsed.ConvStack(3, 8, pool)
+    x = torch.randn(4, 3, 16, 12).contiguous(memory_format=torch.channels_last)
+    aim, results = torch.randn(4, 8, 16 // pool[0], 12 // pool[1]), []
+    for layers in (stack, nn.Sequential(*stack)):
+        stack[1].reset_running_stats()
+        stack.zero_grad()
+        y = x.clone().requires_grad_()
+        torch.manual_seed(1)  # for dropout: both ways draw the same bits
+        out = layers(y)
+        (out * aim).sum().backward()
+        results.append([out, y.grad, stack[1].running_mean.clone(), *(p.grad.clone() for p in stack.parameters())])
+    for fast, plain in zip(*results):
+        assert torch.allclose(fast, plain, rtol=1e-4, atol=1e-4)
+    assert results[0][0].std() > 0.1 and results[0][1].std() > 0.1
+    with torch.no_grad():
+        torch.manual_seed(1)
+        assert torch.allclose(stack(x), results[0][0])
+
+
 def test_batch_norm_momentum_keeps_nine_tenths():
-    norm = avsed.conv_stack(1, 16, (2, 2))[1]
+    norm = avsed.ConvStack(1, 16, (2, 2))[1]
     norm(torch.full((2, 16, 4, 4), 3.0))
     assert torch.allclose(norm.running_mean, torch.full((16,), 0.3))
     assert avsed.ConvModule().batch_norm.momentum == 0.1
