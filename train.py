@@ -360,9 +360,8 @@ def first_line(error):
 
 def save(content, path):
     """torch.save that leaves either the old file or the new one, never half of it"""
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with features.replacing(path) as partial, open(partial, "wb") as file:
+        torch.save(content, file)
 
 
 def write_text(path, text):
