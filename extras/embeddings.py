@@ -1,0 +1,419 @@
+"""From video to vectors: pretrained visual networks, which stay fixed, and what they look at (Boes 2022, Sec. 3.1.2).
+
+    python -m extras.embeddings extract DIR --visual openl3 vgg16 --weights openl3.pt vgg16-397923af.pth
+    python -m extras.embeddings convert openl3_image_mel256_env-v0_4_0.h5 openl3.pt
+
+`extract` fills the folders DIR/visual/<network> of a data set, where features.py finds them, from its videos:
+    DIR/video/<clip stem>.mp4, .mkv or .webm     the clip, already cut
+    DIR/video/<YouTube id>.mp4, .mkv or .webm    the whole video; the clip's name says which seconds of it are meant
+`convert` makes a file for torch of OpenL3's weights, which are published for Keras. Videos need ffmpeg. Where the files
+of weights are, and what was checked without them: extras/README.md, "Visual vectors from video".
+
+Shapes: n <= 64 frames of H x W pixels, RGB; D numbers in a vector.
+"""
+
+import argparse
+import shutil
+import subprocess
+import time
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, InputError, read_metadata, recording, replacing, save_array
+from features import choose_device, clock, cores, one_line_errors, show_progress
+
+FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
+SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
+FRAME_BATCH = 16  # frames that go through a network at a time: below 2 GB of memory
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+
+
+# --- the networks ----------------------------------------------------------------------------------------------------
+# The attributes of the modules give their weights the names that they have in the published files. `pixel_mean` and
+# `pixel_std`, of RGB values from 0 to 255, are how each network wants its pixels.
+
+IMAGENET_PIXELS = tuple(255 * m for m in (0.485, 0.456, 0.406)), tuple(255 * s for s in (0.229, 0.224, 0.225))
+
+
+class OpenL3Image(nn.Module):
+    """Image network of OpenL3 with 512 outputs, which may be negative; 4,688,198 parameters (Boes 2022, Sec. 3.1.2)"""
+
+    pixel_mean, pixel_std = 127.5, 127.5  # -1 to 1
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 64, 64, 128, 128, 256, 256, 512, 512)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-3) for width in widths[:-1])  # eps: Keras' default
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in zip(widths, widths[1:]))
+
+    def forward(self, x):
+        """(n, 3, H, W) -> (n, 512)"""
+        x = self.norms[0](x)
+        for k, conv in enumerate(self.convs[:-1], 1):
+            x = conv(x)
+            # OpenL3's second layer has the two the other way round
+            x = self.norms[k](functional.relu(x)) if k == 2 else functional.relu(self.norms[k](x))
+            if k in (2, 4, 6):
+                x = functional.max_pool2d(x, 2)
+        return self.convs[-1](x).amax((2, 3))  # of 28 x 28 places
+
+
+class VGG16(nn.Module):
+    """VGG16 up to its last hidden layer, 4096 outputs; 134,260,544 parameters (Boes 2022, Sec. 3.1.2)"""
+
+    pixel_mean, pixel_std = IMAGENET_PIXELS
+
+    def __init__(self):
+        super().__init__()
+        layers, width = [], 3
+        for n_convs, n_channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            for _ in range(n_convs):
+                layers += [nn.Conv2d(width, n_channels, 3, padding=1), nn.ReLU(inplace=True)]
+                width = n_channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        # ours: "the last feedforward layer" with 4096 outputs is the second fully connected one, after its ReLU.
+        # The third place is dropout's, which does nothing here but count in the names.
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Identity(), nn.Linear(4096, 4096), nn.ReLU()
+        )
+
+    def forward(self, x):
+        """(n, 3, 224, 224) -> (n, 4096)"""
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Bottleneck(nn.Module):
+    """Residual block 1x1, 3x3 (with the stride), 1x1 to four times the width"""
+
+    def __init__(self, n_inputs, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(n_inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.downsample = nn.Identity()
+        if n_inputs != 4 * width:
+            shortcut = nn.Conv2d(n_inputs, 4 * width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(4 * width))
+
+    def forward(self, x):
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        return functional.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Residual network with bottlenecks up to its average pooling, 2048 outputs.
+
+    depths (3, 4, 6, 3), ResNet-50: the backbone of TCE, before its contrastive head; 23,508,032 parameters
+    (Boes 2022, Sec. 3.1.2). (3, 8, 36, 3), ResNet-152: 58,143,808 parameters (Fayek 2020, Sec. 3.2).
+    """
+
+    pixel_mean, pixel_std = IMAGENET_PIXELS
+
+    def __init__(self, depths):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.layer1 = self.stage(64, 64, depths[0], 1)
+        self.layer2 = self.stage(256, 128, depths[1], 2)
+        self.layer3 = self.stage(512, 256, depths[2], 2)
+        self.layer4 = self.stage(1024, 512, depths[3], 2)
+
+    @staticmethod
+    def stage(n_inputs, width, depth, stride):
+        blocks = [Bottleneck(4 * width, width, 1) for _ in range(depth - 1)]
+        return nn.Sequential(Bottleneck(n_inputs, width, stride), *blocks)
+
+    def forward(self, x):
+        """(n, 3, H, W) -> (n, 2048)"""
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, padding=1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+
+
+# --- their weights ---------------------------------------------------------------------------------------------------
+
+# ours: of OpenL3's variants the one trained on environmental sound, with 256 mel bins on the audio side
+OPENL3_FILE = "openl3_image_mel256_env-v0_4_0.h5.gz of https://github.com/marl/openl3, branch models"
+NETWORKS = {  # name: (network, the file of weights that it wants)
+    "openl3": (OpenL3Image, f"what `python -m extras.embeddings convert` makes of {OPENL3_FILE}, unpacked"),
+    "vgg16": (VGG16, "https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "tce": (
+        lambda: ResNet((3, 4, 6, 3)),
+        "tensors of the Kinetics400 ResNet-50 of https://github.com/csiro-robotics/TCE (its link is dead: ask there)",
+    ),
+    "resnet152": (lambda: ResNet((3, 8, 36, 3)), "https://download.pytorch.org/models/resnet152-394f9c45.pth"),
+}
+
+
+def load_network(name, weights, device="cpu"):
+    """Network (openl3, vgg16, tce, resnet152) with the weights of a published file, ready for use.
+
+    Raises InputError, with where to find the right file, for one that does not fit in every name and shape.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"{name}: no such visual network; there are {', '.join(NETWORKS)}")
+    make, wanted = NETWORKS[name]
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch lets out a dozen kinds for files that are not its own
+        reason = getattr(error, "strerror", None) or "not a file of tensors"
+        raise InputError(f"{weights}: {reason}; {name} wants {wanted}") from None
+    with torch.device("meta"):  # speed: the file brings all values, so none are drawn
+        network = make()
+    try:
+        # TCE's file holds a whole training: the backbone, its heads, and "module." before each name
+        state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
+        backbone = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+        heads = ("fc.", "classifier.6.")  # of ResNets and VGG16: the 1000 classes of ImageNet
+        # a plain dict: torch then does not insist on the counters of batches in batch norms, which some files lack
+        state = {key: value for key, value in (backbone or state).items() if not key.startswith(heads)}
+        network.load_state_dict(state, assign=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{weights}: not the weights of this network ({reason} ..); {name} wants {wanted}") from None
+    if name == "tce" and not backbone:
+        warnings.warn("weights of a plain ResNet-50: good for a dry run, but these features are not TCE", stacklevel=2)
+    return network.float().eval().to(device)
+
+
+def convert(source, target):
+    """OpenL3's image network, from Keras' .h5 file to one that load_network reads. Needs h5py, here only."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError("h5py is needed to convert, this once; pip install h5py") from None
+    try:
+        with h5py.File(source, "r") as file:
+            state = openl3_state(file)
+        with torch.device("meta"):
+            OpenL3Image().load_state_dict(state, assign=True)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
+    with replacing(Path(target)) as partial, open(partial, "wb") as file:
+        torch.save(state, file)
+
+
+def openl3_state(file):
+    """Open .h5 file -> state dict of OpenL3Image. The layers' names end in running numbers, so their order decides.
+
+    Keras keeps (kernel, bias) of a convolution, kernels as (height, width, in, out), and (gamma, beta, mean, variance)
+    of a batch norm.
+    """
+
+    def text(name):  # h5py hands out names as bytes or as text, depending on who wrote the file
+        return name.decode() if isinstance(name, bytes) else str(name)
+
+    state, seen = {}, {"norms": 0, "convs": 0}
+    file = file.get("model_weights", file)  # where Keras puts them when it saves a whole model
+    for layer in file.attrs["layer_names"]:
+        group = file[text(layer)]
+        arrays = [torch.from_numpy(np.asarray(group[text(key)])) for key in group.attrs["weight_names"]]
+        if not arrays:
+            continue  # a layer that learns nothing
+        kind = {2: "convs", 4: "norms"}[len(arrays)]
+        for name, array in zip(("weight", "bias", "running_mean", "running_var"), arrays):
+            array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array
+            state[f"{kind}.{seen[kind]}.{name}"] = array.contiguous()
+        seen[kind] += 1
+    return state
+
+
+# --- what they see: video -> frames -> vectors -----------------------------------------------------------------------
+
+
+def find_ffmpeg():
+    """Path of ffmpeg, or InputError"""
+    path = shutil.which("ffmpeg")
+    if not path:
+        raise InputError(
+            "ffmpeg: not found, and no video can be read without it; apt install ffmpeg, or https://ffmpeg.org"
+        )
+    return path
+
+
+def read_frames(path, start=0.0, seconds=CLIP_SECONDS):
+    """Video file -> (n, 224, 224, 3) uint8, RGB: 6.4 frames for each of at most 10 seconds, the first at `start`.
+
+    n <= 64, and less where the video ends earlier. Frame k is what is on screen at start + k * 0.15625 s, to half that
+    step; a picture that begins after the sound stands still until then. Of several video streams ffmpeg takes the
+    default one, else the largest; it turns the picture as the file asks for.
+    Raises InputError where not one frame can be decoded.
+    """
+    short_side = f"scale='if(gt(iw,ih),-2,{SIDE})':'if(gt(iw,ih),{SIDE},-2)':flags=bilinear"
+    picture = f"fps={FRAME_RATE}:round=near,{short_side},crop={CROP}:{CROP}"
+    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-ss", str(start), "-i", f"file:{path}", "-an"]
+    command += ["-t", str(min(seconds, CLIP_SECONDS)), "-vf", picture, "-frames:v", str(FRAMES)]
+    command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    n = len(done.stdout) // (CROP * CROP * 3)
+    if done.returncode or not n:
+        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1] or f"it has no picture at {start} s"
+        raise InputError(f"{path}: no video ({reason})")
+    return np.frombuffer(done.stdout, np.uint8, n * CROP * CROP * 3).reshape(n, CROP, CROP, 3)
+
+
+@torch.inference_mode()
+def embed_frames(network, frames):
+    """(n, H, W, 3) uint8 array -> (n, D) float32 array; pixels get the range that the network was trained with"""
+    device, vectors = next(network.parameters()).device, []
+    mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (network.pixel_mean, network.pixel_std))
+    for batch in torch.tensor(frames).split(FRAME_BATCH):
+        pixels = (batch.to(device).permute(0, 3, 1, 2) - mean) / std  # (batch, 3, H, W) float32
+        vectors.append(network(pixels).cpu())
+    return torch.cat(vectors).numpy()
+
+
+def clip_vectors(network, frames, place):
+    """Frames of one clip -> (64, D) float16; place names their source for errors.
+
+    Raises InputError for vectors that float16 cannot hold, not a number among them.
+    """
+    vectors = embed_frames(network, frames)
+    largest = np.abs(vectors).max()
+    if not largest <= np.finfo(np.float16).max:
+        raise InputError(
+            f"{place}: the network gives {largest:g}, beyond what float16 holds; its weights are not right"
+        )
+    # ours: a video that ends early keeps its last vector, zeros could not be any picture's
+    return np.pad(vectors, ((0, FRAMES - len(vectors)), (0, 0)), mode="edge").astype(np.float16)
+
+
+def video_embeddings(path, name, weights, start=0.0, device="auto"):
+    """Video file -> (64, D) float16: the vectors of the ten seconds from `start` (Boes 2022, Sec. 3.1.2).
+
+    name: openl3, vgg16, tce or resnet152; weights: file with the published weights (extras/README.md). Raises
+    InputError where there is no video or where the weights are not the right ones.
+    """
+    network = load_network(name, weights, choose_device(device))
+    return clip_vectors(network, read_frames(path, start), f"{path} through {weights}")
+
+
+# --- all clips of a data set -----------------------------------------------------------------------------------------
+
+
+def find_video(folder, filename):
+    """Where a clip's video is: (path, start, seconds), or None"""
+    # ours: a file with the clip's own name is the clip, already cut, and is read from its beginning; a file with only
+    # the YouTube id for a name is the whole video, of which the clip's name says the window. Lengths decide nothing.
+    places = [(Path(filename).stem, 0.0, CLIP_SECONDS)]
+    if window := recording(filename):
+        youtube_id, start, end = window
+        places.append((youtube_id, start, end - start))
+    for name, start, seconds in places:
+        for suffix in VIDEO_SUFFIXES:
+            if (folder / f"{name}{suffix}").is_file():
+                return folder / f"{name}{suffix}", start, seconds
+    return None
+
+
+def inventory(root, streams, log):
+    """Log what there is of each partition; -> {clip stem: (path, start, seconds)} of the listed clips with a video"""
+    listed, _, _ = read_metadata(root)
+    videos = {}
+    for name, (_, folder) in PARTITIONS.items():
+        found = {Path(f).stem: video for f in listed[name] if (video := find_video(root / "video", f))}
+        counts = {"audio": sum((root / "audio" / folder / f).is_file() for f in listed[name]), "video": len(found)}
+        for stream in streams:
+            counts[stream] = sum((root / "visual" / stream / f"{Path(f).stem}.npy").is_file() for f in listed[name])
+        counts = "".join(f", {count:5d} with {what}" for what, count in counts.items())
+        log(f"       {name:10} {len(listed[name]):5d} listed{counts}")
+        videos.update(found)
+    return videos
+
+
+def extract(root, weights, device="auto", log=print):
+    """Write root/visual/<stream>/<clip stem>.npy, (64, D) float16, for the listed clips that have a video.
+
+    weights: dict of stream (openl3, vgg16, tce, resnet152) -> file of weights. Each video is decoded once for all
+    streams that it lacks; files that exist are left alone, so that an interrupted run goes on. Videos that cannot be
+    decoded are logged at the end and get no file: they count as missing.
+    """
+    root, device = Path(root), choose_device(device)
+    find_ffmpeg()
+    log(f"data   {root} | {device.type}")
+    videos = inventory(root, weights, log)
+    if not videos:
+        raise InputError(f"{root / 'video'}: no video of any listed clip; name them <clip>.mp4 or <YouTube id>.mp4")
+    networks = {stream: load_network(stream, path, device) for stream, path in weights.items()}
+    todo = []  # (video, {stream: file to write})
+    for stem, video in videos.items():
+        targets = {stream: root / "visual" / stream / f"{stem}.npy" for stream in weights}
+        if targets := {stream: path for stream, path in targets.items() if not path.exists()}:
+            todo.append((video, targets))
+    broken, started = [], time.monotonic()
+    for done, ((video, targets), frames) in enumerate(zip(todo, decode_ahead([video for video, _ in todo])), 1):
+        if isinstance(frames, InputError):
+            broken.append(frames)
+        else:
+            for stream, path in targets.items():
+                save_array(path, clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}"))
+        show_progress("extracted", done, len(todo), started)
+    made, seconds = len(todo) - len(broken), time.monotonic() - started
+    log(f"       {made} clips extracted in {clock(seconds)}, {seconds / max(made, 1):.2f} s each")
+    log(f"       {len(videos) - len(todo)} had their files before, {len(broken)} cannot be decoded")
+    for error in broken:
+        log(f"       counted as missing: {error}")
+
+
+def decode_ahead(videos):
+    """Yield the frames of each (path, start, seconds), or its InputError, in order; threads decode the next ones"""
+
+    def decode(video):
+        try:
+            return read_frames(*video)
+        except InputError as error:
+            return error
+
+    ahead = min(16, cores())  # speed: as many as are of use, and few enough for memory: 9.6 MB a clip, and ffmpeg's own
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque()
+        for video in videos:
+            waiting.append(pool.submit(decode, video))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m extras.embeddings", description="Vectors of pretrained networks (extras/README.md)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("extract", help="fill DIR/visual/NAME from DIR/video; goes on where it was interrupted")
+    make.add_argument("root", metavar="DIR", help="data set in the layout of DCASE 2020 task 4")
+    make.add_argument("--visual", nargs="+", required=True, choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
+    make.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one for each NAME, in their order")
+    make.add_argument("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    change = commands.add_parser("convert", help="OpenL3's image network, from Keras to torch; needs h5py")
+    change.add_argument("source", metavar="KERAS.h5")
+    change.add_argument("target", metavar="OPENL3.pt")
+    args = parser.parse_args(arguments)
+    if args.command == "extract" and not len(args.visual) == len(args.weights) == len(set(args.visual)):
+        parser.error("--visual takes different names, and --weights one file for each of them")
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
+    with one_line_errors("the same command goes on with the clips that are left"):
+        if args.command == "extract":
+            extract(args.root, dict(zip(args.visual, args.weights)), args.device)
+        else:
+            convert(args.source, args.target)
+
+
+if __name__ == "__main__":
+    main()

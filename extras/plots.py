@@ -1,0 +1,133 @@
+"""Every picture, and nothing else: a recording with its events, what the decoder attends to, the bars of a table.
+
+    plot_clip         log-mel, probabilities and events of a recording
+    plot_attention    the cross-attention of one decoder block in ten seconds
+    plot_table        the scores of many runs
+
+Needs matplotlib. Pictures are PNG files and appear only when complete.
+
+Shapes: T output frames of 0.1565 s, 8 T log-mel frames of 64 mel bins, C classes, E encoders.
+"""
+
+import statistics
+
+import numpy as np
+
+import features
+from features import CLIP_SECONDS, FRAME_HOP, FRAMES, MELS, SAMPLE_RATE, WINDOW, InputError
+
+CLASSES_SHOWN = 16  # of a recording; more cannot be read
+COLUMNS_SHOWN = 1000  # of a log-mel map; more cannot be told apart
+EVERY = 8  # of the 64 frames of ten seconds of video, eight are shown
+
+
+def figure_class():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+    return Figure
+
+
+def save_figure(figure, path):
+    with features.replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def panels_in_a_column(height, height_ratios):
+    """-> figure and its panels, one under the other on one time axis"""
+    figure = figure_class()(figsize=(8, height), dpi=100, layout="constrained")
+    return figure, figure.subplots(len(height_ratios), sharex=True, height_ratios=height_ratios)
+
+
+def draw_map(axes, array, extent, **more):
+    return axes.imshow(array, aspect="auto", extent=extent, interpolation="nearest", **more)
+
+
+def draw_log_mel(axes, log_mel):
+    """log_mel (8 T, 64); of long recordings, neighbouring frames are averaged"""
+    seconds, step = len(log_mel) / 8 * FRAME_HOP, max(1, len(log_mel) // COLUMNS_SHOWN)
+    columns = log_mel[: len(log_mel) // step * step].reshape(-1, step, MELS).mean(1, dtype=np.float32)
+    draw_map(axes, columns.T, (0, seconds, -0.5, MELS - 0.5), origin="lower", cmap="magma")
+    centres = np.asarray(features.mel_filterbank()).argmax(1) * SAMPLE_RATE / WINDOW  # (64,) Hz
+    hertz = (200, 500, 1000, 2000, 4000, 7000)
+    axes.set_yticks(np.interp(hertz, centres, np.arange(MELS)), hertz)
+    axes.set_ylabel("Hz")
+
+
+def plot_clip(path, log_mel, classes, frame_scores, events, reference=()):
+    """Write a picture: log-mel, probabilities and events of a recording, one under the other.
+
+    log_mel (8 T, 64), frame_scores (T, C); events and reference (true events, if known) are (filename, onset, offset,
+    event_label) in seconds. Of many classes, the 16 that matter most are shown: those with events, then the likeliest.
+    """
+    with_events = {label for *_, label in (*events, *reference)}
+    order = sorted(range(len(classes)), key=lambda c: (classes[c] not in with_events, -frame_scores[:, c].max()))
+    shown = sorted(order[:CLASSES_SHOWN])
+    names = [classes[c] for c in shown]
+    height = 0.5 + 0.19 * len(shown)
+    figure, (top, middle, bottom) = panels_in_a_column(2.2 + 2 * height, (1.6, height, height))
+    draw_log_mel(top, log_mel)
+    seconds = len(frame_scores) * FRAME_HOP
+    extent = (0, seconds, len(shown) - 0.5, -0.5)
+    image = draw_map(middle, frame_scores[:, shown].T, extent, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=middle, label="probability", pad=0.01)
+    for table, place, colour, label in ((events, 0, "tab:blue", "predicted"), (reference, -0.4, "tab:orange", "true")):
+        for number, (_, onset, offset, name) in enumerate(event for event in table if event[3] in names):
+            spot = (names.index(name) + place, 0.4)
+            bottom.broken_barh([(onset, offset - onset)], spot, color=colour, label=label if number == 0 else None)
+    for panel in (middle, bottom):
+        panel.set_yticks(range(len(names)), names)
+    bottom.set(xlim=(0, seconds), ylim=(len(names) - 0.5, -0.5), xlabel="seconds")
+    bottom.grid(axis="y", alpha=0.3)
+    if events or reference:
+        bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, it would hide events
+    save_figure(figure, path)
+
+
+def plot_attention(path, log_mel, encoders, weights, frames=()):
+    """Write a picture: ten seconds as log-mel, as video where there is one, and a block's attention to them.
+
+    log_mel (512, 64); encoders: E names; weights (E, heads, 65, 64); frames: up to 64 of the video, (n, H, W, 3).
+    A row of a map is what one output frame attends to. The figures of Boes 2019, Sec. 4.2, show one such row for each
+    head; here all output frames are shown, from the top down. Each map is as bright as its own largest weight allows.
+    """
+    heads = [(encoder, head, w) for encoder, of_heads in zip(encoders, weights) for head, w in enumerate(of_heads, 1)]
+    ratios = [1.4] + [0.9] * (len(frames) > 0) + [1.1] * len(heads)
+    figure, panels = panels_in_a_column(0.4 + 1.05 * sum(ratios), ratios)
+    draw_log_mel(panels[0], log_mel)
+    for k, frame in enumerate(frames[::EVERY]):
+        step = EVERY * CLIP_SECONDS / FRAMES  # 1.25 s
+        draw_map(panels[1], frame, (k * step, (k + 1) * step, 0, 1))
+    if len(frames):
+        panels[1].set(ylim=(0, 1), yticks=[], ylabel="video")
+    seconds = FRAMES * FRAME_HOP
+    for panel, (encoder, head, w) in zip(panels[-len(heads) :], heads):
+        draw_map(panel, w[:FRAMES], (0, seconds, seconds, 0), cmap="magma", vmin=0)  # row 64, the token's, has no time
+        panel.set_ylabel(f"{encoder}\nhead {head}")
+    panels[-1].set(xlim=(0, seconds), xlabel="seconds that are attended to; downwards: seconds of the output frame")
+    save_figure(figure, path)
+
+
+def plot_table(path, title, labels, columns, highlighted):
+    """Write a picture: a panel for each score with a bar for each row of a table: mean and deviation over its runs.
+
+    title: the table's name, of which the picture says the rest; labels: of the rows; columns: dict of score -> for each
+    row the values of its runs (None where a score is not defined; a row without values has no bar); highlighted: for
+    each row whether its bars are blue, not gray
+    """
+    figure = figure_class()(figsize=(14, 1.2 + 0.35 * len(labels)), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    colours = ["tab:blue" if blue else "tab:gray" for blue in highlighted]
+    for panel, (name, rows) in zip(panels, columns.items()):
+        rows = [[value for value in row if value is not None] for row in rows]
+        means = [statistics.mean(row) if row else 0 for row in rows]
+        deviations = [statistics.stdev(row) if len(row) > 1 else 0 for row in rows]
+        panel.barh(range(len(rows)), means, xerr=deviations, capsize=3, color=colours)
+        low = min((mean - deviation for mean, deviation, row in zip(means, deviations, rows) if row), default=0)
+        panel.set(title=name, xlim=(max(0, low - 0.1), None))
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].invert_yaxis()
+    figure.suptitle(f"{title}: mean and standard deviation over the runs (axes do not start at 0)")
+    save_figure(figure, path)

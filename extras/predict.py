@@ -1,0 +1,447 @@
+"""Events in recordings of any length, with or without video, by the model.pt of a finished run.
+
+    python -m extras.predict MODEL FILE [FILE ...]
+
+Top to bottom, the way of a recording: its sound in blocks, windows of 10 s, the model, what it makes of each window,
+frame scores of the whole recording, events, and files and pictures of them. No step needs the whole sound at once, so
+an hour takes little more memory than ten seconds.
+
+Shapes: N windows, T output frames of the recording, C classes, E encoders, D width of a visual vector.
+"""
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+import soundfile
+import torch
+
+import features
+import metrics
+import train
+from avsed import MultiEncoder
+from extras import embeddings, plots
+from features import CLIP_SAMPLES, CLIP_SECONDS, FRAME_HOP, FRAMES, HOP, SAMPLE_RATE, InputError
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")  # read by soundfile; all other files by ffmpeg
+STRIDE = FRAMES // 2  # ours: output frames from one window to the next
+STRIDE_SAMPLES = STRIDE * 8 * HOP  # 80,128 samples, 5.008 s
+WINDOW_BATCH = 20  # windows that go through the network at a time: some 200 MB
+
+
+# --- the sound of a recording, block by block ------------------------------------------------------------------------
+
+
+def is_sound_file(path):
+    return Path(path).suffix.lower() in SOUND_SUFFIXES
+
+
+def read_blocks(path):
+    """Recording -> yields blocks of it: (samples,) float32 at 16 kHz, channels averaged; peaks stay as they are.
+
+    Put together, the blocks are what `features.read_waveform` makes of the file before it scales the peak. Of files
+    other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound; one that begins after the picture gets
+    silence before it. Raises InputError where there is no sound, or none that can be decoded.
+    """
+    heard = False
+    for block in sound_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
+        if not np.isfinite(block).all():
+            raise InputError(f"{path}: holds samples that are not finite; mend the file")
+        heard = heard or len(block) > 0
+        yield block
+    if not heard:
+        raise InputError(f"{path}: holds no audio; name a file with sound")
+
+
+def sound_blocks(path):
+    try:
+        with soundfile.SoundFile(path) as file:
+            blocks = file.blocks(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+            yield from resampled((block.mean(1) for block in blocks), file.samplerate)
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
+        raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
+
+
+def ffmpeg_blocks(path):
+    command = [embeddings.find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-vn", "-ac", "1"]
+    command += ["-af", "aresample=async=1:first_pts=0", "-ar", str(SAMPLE_RATE), "-f", "f32le", "-"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        while block := process.stdout.read(4 * CLIP_SAMPLES):
+            yield np.frombuffer(block, np.float32, len(block) // 4)
+        if process.wait():
+            complaints.seek(0)
+            reason = complaints.read().decode(errors="replace").strip().split("\n")[-1]
+            raise InputError(f"{path}: no sound ({reason}); name a file with sound")
+
+
+def resampled(blocks, rate):
+    """Blocks of one recording -> blocks at 16 kHz.
+
+    equals: scipy.signal.resample_poly of the whole. Its filter reaches 10 * max(up, down) / up samples to either side,
+    so a block is resampled once that much of what follows is known, together with what went before. All cuts are at
+    multiples of `down`: there the two grids meet.
+    """
+    up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+    margin = 11 * down
+    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
+    for block in blocks:
+        known = np.concatenate([known, block])
+        ready = (len(known) - margin) // down * down
+        if ready > done:
+            yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
+            forget = max(0, ready - margin)
+            known, done = known[forget:], ready - forget
+    yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
+
+
+def recording_seconds(path):
+    """How long a recording is by its header, which may be off; 0 where it does not say"""
+    if is_sound_file(path):
+        try:
+            return soundfile.info(path).duration
+        except (soundfile.SoundFileError, OSError) as error:
+            raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
+    command = [embeddings.find_ffmpeg(), "-hide_banner", "-nostdin", "-i", f"file:{path}"]
+    header = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr.decode(errors="replace")
+    match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
+    return sum(int(number) * unit for number, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
+
+
+def has_picture(path):
+    """Whether a file holds a video; the cover of a music file (0:V leaves such out) is none"""
+    if is_sound_file(path):
+        return False
+    command = [embeddings.find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-map", "0:V"]
+    command += ["-frames:v", "1", "-f", "null", "-"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+# A recording is heard in windows of 10 s, each half over its neighbour. They begin a whole number of output frames
+# apart, so that the frames of neighbours cover the same samples and their scores can be averaged.
+
+
+def cut_windows(blocks):
+    """Blocks of sound at 16 kHz -> yields windows: (start in samples, (samples,) float32), the last one may be shorter.
+
+    Each holds 4.99 s of sound or more, unless the whole recording is shorter.
+    """
+    known, start = np.zeros(0, np.float32), 0
+    for block in blocks:
+        known = np.concatenate([known, block])
+        while len(known) > CLIP_SAMPLES:  # so there is more to come after this window
+            yield start, known[:CLIP_SAMPLES]
+            known, start = known[STRIDE_SAMPLES:], start + STRIDE_SAMPLES
+    yield start, known
+
+
+def window_log_mel(sound):
+    """One window -> (512, 64) log-mel, as features.load_audio and log_mel give it for a clip.
+
+    ours: each window is scaled by its own peak, because each training clip was. Scaled by that of the recording, one
+    bang would make the whole of it quieter than anything the network knows.
+    """
+    peak = np.abs(sound).max()
+    return features.log_mel(features.fit_clip(sound / peak if peak > 0 else sound)).numpy()
+
+
+def vectors_of_windows(path, starts, networks, stored):
+    """dict of stream -> vectors (64, D) of the windows that start at these seconds, None where there is no picture.
+
+    networks: dict of stream -> network that looks at the file's own picture
+    stored: dict of stream -> vectors (64, D) of the first window, for the streams without a network
+    """
+    vectors = {stream: [array if start == 0 else None for start in starts] for stream, array in stored.items()}
+    vectors |= {stream: [] for stream in networks}
+    if networks:
+        for frames in embeddings.decode_ahead([(path, start, CLIP_SECONDS) for start in starts]):
+            blind = isinstance(frames, InputError)  # mostly because the picture ends before the sound
+            for stream, network in networks.items():
+                vectors[stream].append(None if blind else embeddings.clip_vectors(network, frames, path))
+    return vectors
+
+
+def windows_as_clips(path, log_mel, vectors, statistics):
+    """Log-mel maps (N, 512, 64) and vectors of windows -> a Partition, which `train.predict` takes"""
+    part = features.Partition("windows", Path(path).parent, len(log_mel), [path] * len(log_mel), log_mel=log_mel)
+    for stream, (mean, _) in statistics.items():
+        of_stream = vectors.get(stream, [None] * len(log_mel))
+        if wrong := {array.shape[1] for array in of_stream if array is not None} - {mean.size}:
+            raise InputError(f"{path}: {stream} vectors are {wrong.pop()} wide, but the model learnt from {mean.size}")
+        # vectors with values that are not finite count as missing, as they do in training
+        part.present[stream] = np.array([array is not None and np.isfinite(array).all() for array in of_stream])
+        blank = np.zeros((FRAMES, mean.size))
+        part.visual[stream] = np.stack([blank if array is None else array for array in of_stream]).astype(np.float32)
+    return part
+
+
+def stitch(scores):
+    """Frame scores of windows (N, 64, C) -> of the recording (32 (N + 1), C) float32.
+
+    ours: where windows meet, their scores are averaged with weights that fall linearly towards a window's edges. There
+    it knows only one side of what it hears, while the other window has that moment well inside. On an hour of toy
+    sounds this gave an EBF1 of 39.1, a plain average 34.5, windows without overlap 34.1.
+    """
+    weight = np.minimum(np.arange(1, FRAMES + 1), np.arange(FRAMES, 0, -1))[:, None].astype(float)  # (64, 1)
+    total = np.zeros((STRIDE * (len(scores) + 1), scores.shape[2]))
+    weights = np.zeros((len(total), 1))
+    for i, window in enumerate(scores):
+        frames = slice(STRIDE * i, STRIDE * i + FRAMES)
+        total[frames] += weight * window
+        weights[frames] += weight
+    return (total / weights).astype(np.float32)
+
+
+# --- the model, and what it hears and sees ---------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """What a finished run left for prediction"""
+
+    student: MultiEncoder
+    data: features.DataSet  # classes and statistics, no clips
+    audio_weight: float
+    threshold: np.ndarray  # (C,), tuned for EBF1
+    window: np.ndarray  # (C,) frames, tuned for EBF1
+    device: torch.device
+
+
+def load_trained(path, device):
+    """The model.pt of a finished run -> Trained; raises InputError for any other file"""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; name the model.pt that a run left")
+    state = train.load(path, remedy="name the model.pt that a run left")
+    state = state if isinstance(state, dict) else {}
+    if "student" in state:
+        raise InputError(f"{path}: is of an unfinished run; complete it with --resume and name the model.pt it leaves")
+
+    def arrays(pair):
+        return tuple(tensor.numpy() for tensor in pair)
+
+    try:
+        visual = {stream: arrays(pair) for stream, pair in state["visual_statistics"].items()}
+        data = features.DataSet(state["classes"], {}, arrays(state["mel_statistics"]), visual)
+        dims = {stream: mean.size for stream, (mean, _) in visual.items()}
+        student = MultiEncoder(len(data.classes), dims, state["config"]["base"])
+        student.load_state_dict(state["weights"])
+        tuned = state["tuned"]["EBF1"]
+        threshold, window = np.array(tuned["threshold"]), np.array(tuned["window"])
+        return Trained(student.to(device), data, state["infer_weight"], threshold, window, device)
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0][:80]
+        raise InputError(
+            f"{path}: not the model.pt of a finished run ({reason}); name the model.pt that a run left"
+        ) from None
+
+
+def visual_sources(trained, weights, visual_file):
+    """--weights or --visual-file, files in the order of the model's streams -> dict of networks, dict of vectors"""
+    streams = list(trained.data.visual_statistics)
+    for flag, given in (("--weights", weights), ("--visual-file", visual_file)):
+        if given and len(given) != len(streams):
+            wanted = f"one for each of its streams: {', '.join(streams)}" if streams else "none: it only hears"
+            raise InputError(f"{flag}: {len(given)} files, but the model wants {wanted}")
+    networks = {stream: embeddings.load_network(stream, path, trained.device) for stream, path in zip(streams, weights)}
+    return networks, {stream: features.read_visual(path) for stream, path in zip(streams, visual_file)}
+
+
+@dataclass
+class Heard:
+    """What the network makes of a recording"""
+
+    frame_scores: np.ndarray  # (T, C), frames of 0.1565 s; the last ones may lie beyond the end
+    seconds: float
+    log_mel: np.ndarray  # (8 T, 64) float16; None unless asked for
+    windows: int
+    with_video: dict  # stream -> number of windows that have it
+    first: features.Partition  # the first window
+
+
+def hear(trained, path, networks, stored, keep_log_mel=False):
+    """Run the network over a recording of any length -> Heard. Memory grows by 2 MB an hour, with log-mel by 70 MB.
+
+    networks, stored: where visual vectors come from, see `vectors_of_windows`
+    """
+    statistics, weight = trained.data.visual_statistics, trained.audio_weight
+    networks = networks if networks and has_picture(path) else {}
+    beyond = max(0.0, recording_seconds(path) - CLIP_SECONDS)
+    expected = 1 + math.ceil(beyond / (STRIDE * FRAME_HOP))  # windows, if the header is right
+    scores, maps, first, n, started = [], [], None, 0, time.monotonic()
+    with_video = dict.fromkeys(statistics, 0)
+    windows = cut_windows(read_blocks(path))
+    while batch := list(islice(windows, WINDOW_BATCH)):
+        log_mel = np.stack([window_log_mel(sound) for _, sound in batch])
+        vectors = vectors_of_windows(path, [start / SAMPLE_RATE for start, _ in batch], networks, stored)
+        part = windows_as_clips(path, log_mel, vectors, statistics)
+        scores.append(train.predict(trained.student, trained.data, part, [weight], trained.device)[weight][0])
+        if keep_log_mel:
+            maps.append(log_mel.astype(np.float16))
+        if first is None:
+            first_vectors = {stream: arrays[:1] for stream, arrays in vectors.items()}
+            first = windows_as_clips(path, log_mel[:1], first_vectors, statistics)
+        n += len(batch)
+        with_video = {stream: count + int(part.present[stream].sum()) for stream, count in with_video.items()}
+        features.show_progress(Path(path).name, n, max(expected, n), started, sys.stderr)
+        start, sound = batch[-1]
+    seconds = (start + len(sound)) * 1000 // SAMPLE_RATE / 1000  # ours: whole ms, so that no event ends later
+    if keep_log_mel:  # of each window the half that the next one does not have, of the last one both
+        maps = np.concatenate(maps)
+        maps = np.concatenate([*maps[:, : 8 * STRIDE], maps[-1, 8 * STRIDE :]])
+    return Heard(stitch(np.concatenate(scores)), seconds, maps if keep_log_mel else None, n, with_video, first)
+
+
+def events_of(trained, name, heard):
+    """Events of a recording, by onset. ours: of the five tunings of a run (Boes 2022, Sec. 3.1.3), that for EBF1"""
+    classes, durations = trained.data.classes, {name: heard.seconds}
+    events = metrics.scores_to_events(
+        heard.frame_scores[None], [name], classes, trained.threshold, trained.window, FRAME_HOP, durations
+    )
+    events = [(name, round(onset, 4), round(offset, 4), label) for name, onset, offset, label in events]
+    return sorted(events, key=lambda event: event[1:])
+
+
+def cross_attention(trained, clip):
+    """What the decoder attends to in a Partition of one clip (Boes 2019, Sec. 4.2).
+
+    -> names of the E encoders that have a share in the clip's output, weights (blocks, E, heads, 65 queries, 64
+    frames), which sum to one over the frames; query 64 is the token
+    """
+    caught = []
+
+    def look(cross, arguments):
+        x, memories, shares = arguments  # shares (B, E) of the encoders
+        caught.append((shares[0] > 0, cross.attention_weights(x, memories)[0]))
+
+    hooks = [block.cross.register_forward_pre_hook(look) for block in trained.student.decoder.blocks]
+    train.predict(trained.student, trained.data, clip, [trained.audio_weight], trained.device)
+    for hook in hooks:
+        hook.remove()
+    used = caught[0][0].cpu().numpy()  # a stream that the clip lacks has no share, and is left out
+    encoders = [name for name, share in zip(("log-mel", *trained.student.streams), used) if share]
+    return encoders, torch.stack([weights for _, weights in caught]).cpu().numpy()[:, used]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def note(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_names(names, out):
+    """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
+    if strange := [name for name in names if re.search(r"[\t\r\n]", name)]:
+        raise InputError(f"{strange[0]!r}: a tab or line break in the name would break the table; rename the file")
+    if out and ((out / "model.pt").exists() or (out / "checkpoint.pt").exists()):
+        raise InputError(f"{out}: holds a run, whose files would be overwritten; name another --out")
+
+
+def run(args):
+    """Predict file by file: the events go to stdout, files to the folder --out, and all else to stderr"""
+    names = [Path(path).name for path in args.files]
+    out = Path(args.out) if args.out else None
+    check_names(names, out)
+    trained = load_trained(args.model, features.choose_device(args.device))
+    networks, stored = visual_sources(trained, args.weights, args.visual_file)
+    reference = features.read_strong(args.reference)[1] if args.reference else []
+    if args.plot or args.attention:
+        plots.figure_class()  # without matplotlib, stop before the work
+    inputs, weight = " + ".join(("log-mel", *trained.data.visual_statistics)), trained.audio_weight
+    note(f"model  {args.model} | {inputs}, acoustic weight {weight:g}, tuned for EBF1 | {trained.device.type}")
+    print("\t".join(features.EVENT_COLUMNS), flush=True)
+    found = []
+    for path, name in zip(args.files, names):
+        heard = hear(trained, path, networks, stored, args.plot)
+        events = events_of(trained, name, heard)
+        for event in events:
+            print(*event, sep="\t", flush=True)
+        with_video = "".join(f", with {stream}: {n}" for stream, n in heard.with_video.items())
+        length = features.clock(heard.seconds)
+        note(f"       {name}: {length} of sound, windows: {heard.windows}{with_video}, events: {len(events)}")
+        if heard.with_video and not any(heard.with_video.values()):
+            if networks:
+                reason = "no picture can be read"
+            elif stored:
+                reason = "the vectors hold values that are not finite"
+            else:
+                reason = "--weights or --visual-file would add what is seen"
+            note(f"note   {name}: predicted from sound alone (acoustic weight 1): {reason}")
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            write_files(args, trained, path, heard, events, [event for event in reference if event[0] == name])
+        found += events
+    if out:
+        features.write_events(out / "predictions.tsv", found)
+
+
+def write_files(args, trained, path, heard, events, reference):
+    """What --scores, --plot and --attention promise of one recording"""
+    out, name = Path(args.out), Path(path).name
+    frame_scores = heard.frame_scores[: max(1, math.ceil(heard.seconds / FRAME_HOP))]
+    if args.scores:
+        features.save_array(out / f"{name}.scores.npy", frame_scores)
+    if args.plot:
+        log_mel = heard.log_mel[: 8 * len(frame_scores)]
+        plots.plot_clip(out / f"{name}.png", log_mel, trained.data.classes, frame_scores, events, reference)
+    if args.attention:
+        encoders, weights = cross_attention(trained, heard.first)
+        features.save_array(out / f"{name}.attention.npy", weights)
+        frames = embeddings.read_frames(path) if has_picture(path) else ()
+        last_block = weights[-1]
+        plots.plot_attention(out / f"{name}.attention.png", heard.first.log_mel[0], encoders, last_block, frames)
+        note(f"       {name}: attention of {' and '.join(encoders)} in its first ten seconds")
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m extras.predict",
+        description="Events in recordings of any length, as a table of filename, onset, offset (seconds) and label.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the model.pt that a run left")
+    add("files", nargs="+", metavar="FILE", help="sound or video; all but wav, flac and ogg need ffmpeg")
+    add("--weights", nargs="+", default=[], metavar="FILE", help="of the visual networks, in the order of the streams")
+    add("--visual-file", nargs="+", default=[], metavar="NPY", help="instead, the visual vectors of FILE's first 10 s")
+    add("--out", metavar="DIR", help="also write the table, DIR/predictions.tsv, and what the next three flags ask for")
+    add("--scores", action="store_true", help="probabilities of each frame of 0.1565 s, DIR/FILE.scores.npy")
+    add("--plot", action="store_true", help="a picture, DIR/FILE.png; needs matplotlib")
+    add("--attention", action="store_true", help="what the decoder attends to in the first ten seconds; matplotlib too")
+    add("--reference", metavar="TSV", help="true events, for the picture")
+    add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    args = parser.parse_args(arguments)
+    if (args.scores or args.plot or args.attention) and not args.out:
+        parser.error("--scores, --plot and --attention write files: name a folder with --out")
+    if args.reference and not args.plot:
+        parser.error("--reference is drawn by --plot: add it")
+    if args.weights and args.visual_file:
+        parser.error("--weights and --visual-file exclude each other")
+    if args.visual_file and len(args.files) > 1:
+        parser.error("--visual-file belongs to one recording: name one FILE")
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
+    with features.one_line_errors("the rows printed so far are complete for the files that they name"):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

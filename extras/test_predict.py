@@ -1,0 +1,415 @@
+"""Prediction on recordings of any length: windows and stitching by hand, one event stays one event, bad input."""
+
+import math
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import features
+import metrics
+import train
+from avsed import MultiEncoder
+from extras import embeddings, predict
+from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
+from test_avsed import quiet, write_tiny, write_wav
+from test_avsed import run as run_train
+
+CPU = torch.device("cpu")
+FRAME_HOP = 8 * 313 / 16000  # seconds
+
+
+def run(*arguments):
+    predict.main([str(a) for a in arguments])
+
+
+def tiny_model(path, streams=("openl3",), threshold=0.0, base="transformer", **changes):
+    """A model.pt as a run leaves it: random weights, two classes, streams of 6 and 5 values"""
+    torch.manual_seed(0)
+    dims = dict(zip(streams, (6, 5)))
+    state = {
+        "config": {"base": base},
+        "classes": ["Cat", "Dog"],
+        "data": "",
+        "infer_weight": 0.5 if streams else 1.0,
+        "tuned": {"EBF1": {"threshold": [threshold] * 2, "window": [3, 5]}},
+        "weights": MultiEncoder(2, dims, base).state_dict(),
+        "mel_statistics": [torch.full((64,), -5.0), torch.full((64,), 2.0)],
+        "visual_statistics": {s: [torch.randn(d), torch.ones(d)] for s, d in dims.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state | changes, path)
+    return path
+
+
+def loaded(*args, **kwargs):
+    return predict.load_trained(tiny_model(*args, **kwargs), CPU)
+
+
+class FollowsEnergy(nn.Module):
+    """A stand-in for the network, with one class: a frame's logit is its mean log-mel, plus 8"""
+
+    streams = ()
+
+    def encode(self, log_mel, visual, present):
+        return (log_mel.unflatten(1, (64, 8)).mean((2, 3))[:, :, None] + 8,)  # (B, 64, 1)
+
+    def decode(self, logits, audio_weight):
+        return logits, logits.amax(1)
+
+
+def listener():
+    data = features.DataSet(["Sound"], {}, (np.zeros(64, np.float32), np.ones(64, np.float32)), {})
+    return predict.Trained(FollowsEnergy(), data, 1.0, np.array([0.5]), np.array([3]), CPU)
+
+
+def noise_at(path, seconds, *intervals, rate=16000):
+    """A wav of silence with white noise in the intervals"""
+    sound = np.zeros(round(seconds * rate))
+    for onset, offset in intervals:
+        n = round(offset * rate) - round(onset * rate)
+        sound[round(onset * rate) : round(offset * rate)] = np.random.default_rng(0).uniform(-0.3, 0.3, n)
+    write_wav(path, sound, rate)
+    return path
+
+
+# --- windows and blocks ----------------------------------------------------------------------------------------------
+
+
+def test_an_event_across_a_window_border_comes_out_once(tmp_path):
+    intervals = [(4.2, 5.9), (9.2, 11.3), (14.0, 26.0), (29.0, 30.1)]  # windows begin at 5.008 k and end 10 s later
+    path = noise_at(tmp_path / "a.wav", 30.1, *intervals)
+    heard = predict.hear(listener(), path, {}, {})
+    found = predict.events_of(listener(), "a.wav", heard)
+    assert len(found) == 4 and heard.windows == 6 and heard.seconds == 30.1
+    for (name, onset, offset, label), (start, end) in zip(found, intervals):
+        assert (name, label) == ("a.wav", "Sound") and abs(onset - start) < FRAME_HOP and abs(offset - end) < FRAME_HOP
+        assert offset <= 30.1
+
+
+def test_stitching_by_hand():
+    one = np.random.default_rng(0).random((1, 64, 3), np.float32)
+    assert np.array_equal(predict.stitch(one), one[0])
+    ones = np.stack([np.ones((64, 1)), np.zeros((64, 1)), np.ones((64, 1))])
+    got = predict.stitch(ones)
+    assert got.shape == (128, 1) and np.all(got[:32] == 1) and np.all(got[96:] == 1)
+    assert np.allclose(got[32:64, 0], np.arange(32, 0, -1) / 33) and np.allclose(got[64:96, 0], np.arange(1, 33) / 33)
+
+
+def test_windows_lie_on_the_grid_of_frames():
+    assert predict.STRIDE_SAMPLES == round(predict.STRIDE * FRAME_HOP * 16000) == 80128
+    for n, count in ((5, 1), (160000, 1), (160001, 2), (240128, 2), (240129, 3), (400000, 4)):
+        sound = np.arange(n, dtype=np.float32)
+        windows = list(predict.cut_windows(np.split(sound, range(7777, n, 7777))))
+        assert [start for start, _ in windows] == [80128 * k for k in range(count)]
+        for start, window in windows:
+            assert np.array_equal(window, sound[start : start + 160000])
+
+
+@pytest.mark.parametrize("rate", (8000, 11025, 16000, 22050, 44100, 48000))
+def test_blocks_are_the_recording(tmp_path, rate):
+    path = tmp_path / "a.flac"
+    write_wav(path, np.random.default_rng(0).uniform(-0.5, 0.5, (round(21.3 * rate), 2)), rate)
+    blocks = list(predict.read_blocks(path))
+    whole, sound = features.read_waveform(path), np.concatenate(blocks)
+    assert len(blocks) > 2 and max(map(len, blocks)) < 250000 and sound.shape == whole.shape
+    assert sound.dtype == np.float32 and np.allclose(sound / np.abs(sound).max(), whole, atol=1e-5)
+    assert predict.recording_seconds(path) == pytest.approx(21.3, abs=1e-3)
+
+
+@pytest.mark.parametrize("seconds, rate", ((2, 16000), (10, 16000), (7.5, 44100)))
+def test_short_recordings_score_as_in_training(tmp_path, seconds, rate):
+    sound = 0.3 * np.random.default_rng(0).standard_normal(round(seconds * rate))
+    write_wav(tmp_path / "a.wav", sound * np.linspace(0, 1, len(sound)), rate)
+    trained = loaded(tmp_path / "model.pt")
+    vectors = np.random.default_rng(1).standard_normal((64, 6)).astype(np.float16)
+    got = predict.hear(trained, tmp_path / "a.wav", {}, {"openl3": vectors})
+    part = features.Partition("validation", tmp_path, 1, ["a.wav"])
+    part.log_mel = features.log_mel(features.load_audio(tmp_path / "a.wav"))[None].numpy()
+    part.visual, part.present = {"openl3": vectors[None]}, {"openl3": np.array([True])}
+    wanted = train.predict(trained.student, trained.data, part, [0.5], CPU)[0.5][0][0]
+    assert got.seconds == seconds and got.with_video == {"openl3": 1}
+    assert np.allclose(got.frame_scores, wanted, atol=1e-6)
+
+
+def test_windows_are_scaled_one_by_one(tmp_path):
+    sound = 0.01 * np.random.default_rng(0).standard_normal(40 * 16000)
+    write_wav(tmp_path / "a.wav", sound, subtype="FLOAT")
+    even = predict.hear(listener(), tmp_path / "a.wav", {}, {}).frame_scores
+    sound[35 * 16000] = 1  # one bang
+    write_wav(tmp_path / "a.wav", sound, subtype="FLOAT")
+    got = predict.hear(listener(), tmp_path / "a.wav", {}, {}).frame_scores
+    assert np.array_equal(got[:150], even[:150]) and (got[192:] < even[192:]).all()
+
+
+def test_long_recordings_take_no_more_memory(tmp_path):
+    peaks = []
+    for minutes in (6, 12):
+        path = noise_at(tmp_path / f"{minutes}.wav", 60 * minutes, (1, 60 * minutes - 1), rate=8000)
+        tracemalloc.start()
+        predict.hear(listener(), path, {}, {})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0] < 50e6  # the longer one alone is 46 MB as float32 at 16 kHz
+
+
+# --- what is seen ----------------------------------------------------------------------------------------------------
+
+
+def test_without_video_the_model_only_listens(tmp_path):
+    path = noise_at(tmp_path / "a.wav", 13, (1, 2), (8, 12))
+    trained = loaded(tmp_path / "model.pt", ("openl3", "tce"))
+    without = predict.hear(trained, path, {}, {}).frame_scores
+    vectors = {s: np.random.default_rng(1).standard_normal((64, d)) for s, d in (("openl3", 6), ("tce", 5))}
+    seeing = predict.hear(trained, path, {}, vectors)
+    assert seeing.with_video == {"openl3": 1, "tce": 1} and seeing.windows == 2  # stored vectors are of the first one
+    assert not np.allclose(without[:64], seeing.frame_scores[:64])
+    assert np.array_equal(without[64:], seeing.frame_scores[64:])
+    trained.audio_weight = 1.0
+    assert np.allclose(without, predict.hear(trained, path, {}, vectors).frame_scores, atol=1e-6)
+    trained.audio_weight = 0.5
+    for array in vectors.values():
+        array[3, 4] = np.nan
+    missing = predict.hear(trained, path, {}, vectors)
+    assert missing.with_video == {"openl3": 0, "tce": 0} and np.array_equal(without, missing.frame_scores)
+
+
+def test_each_window_sees_its_own_part_of_the_video(tmp_path, monkeypatch):
+    asked = []
+
+    def read_frames(path, start, seconds):
+        asked.append((start, seconds))
+        if start > 6:
+            raise features.InputError("the picture ends here")
+        return start
+
+    monkeypatch.setattr(embeddings, "read_frames", read_frames)
+    monkeypatch.setattr(embeddings, "clip_vectors", lambda network, frames, _: np.full((64, network), frames))
+    got = predict.vectors_of_windows("a.mp4", [0.0, 5.008, 10.016], {"openl3": 6, "tce": 5}, {})
+    assert sorted(asked) == [(0.0, 10), (5.008, 10), (10.016, 10)]
+    assert got["tce"][0].shape == (64, 5) and (got["openl3"][1] == 5.008).all() and got["openl3"][2] is None
+    monkeypatch.setattr(predict, "has_picture", lambda path: True)
+    trained = loaded(tmp_path / "model.pt", ("openl3", "tce"))
+    path = noise_at(tmp_path / "a.wav", 20, (1, 15))
+    heard = predict.hear(trained, path, {"openl3": 6, "tce": 5}, {})
+    assert heard.windows == 3 and heard.with_video == {"openl3": 2, "tce": 2}
+
+
+@pytest.mark.parametrize("base", ("transformer", "conformer"))
+def test_attention_weights(tmp_path, base):
+    trained = loaded(tmp_path / "model.pt", ("openl3", "tce"), base=base)
+    path = noise_at(tmp_path / "a.wav", 14, (1, 13))
+    vectors = np.random.default_rng(1).standard_normal((64, 5))
+    clip = predict.hear(trained, path, {}, {"tce": vectors}).first
+    encoders, weights = predict.cross_attention(trained, clip)
+    assert encoders == ["log-mel", "tce"] and weights.shape == (3, 2, 3, 65, 64)
+    assert np.allclose(weights.sum(-1), 1, atol=1e-5) and weights.min() >= 0
+    before = train.predict(trained.student, trained.data, clip, [0.5], CPU)[0.5][0]
+    trained.student.decoder.blocks[2].cross.copies[2].key.weight.data.zero_()
+    trained.student.decoder.blocks[2].cross.copies[2].key.bias.data.zero_()
+    if base == "conformer":
+        trained.student.decoder.blocks[2].cross.copies[2].distances.data.zero_()
+    _, flat = predict.cross_attention(trained, clip)  # without keys, all frames look the same to that copy
+    assert np.allclose(flat[2, 1], 1 / 64) and np.array_equal(flat[:2], weights[:2])
+    assert np.array_equal(flat[2, 0], weights[2, 0])
+    after = train.predict(trained.student, trained.data, clip, [0.5], CPU)[0.5][0]
+    assert not np.array_equal(before, after) and before.shape == after.shape
+    trained.audio_weight = 1.0
+    assert predict.cross_attention(trained, clip)[0] == ["log-mel"]
+
+
+# --- files that need ffmpeg ------------------------------------------------------------------------------------------
+
+
+@with_ffmpeg
+def test_sound_of_video_files(tmp_path):
+    noise = ["-i", str(noise_at(tmp_path / "a.wav", 12, (1, 2), (8, 11.9)))]
+    codec = ("-c:v", "ffv1", "-pix_fmt", "gray", "-c:a", "pcm_s16le")
+    both = film(tmp_path / "both.mkv", CLOCK.format(12), noise, options=codec)
+    alone = np.concatenate(list(predict.read_blocks(tmp_path / "a.wav")))
+    assert np.allclose(np.concatenate(list(predict.read_blocks(both))), alone, atol=1e-4)
+    assert predict.has_picture(both) and predict.recording_seconds(both) == 12
+    late = film(tmp_path / "late.mkv", CLOCK.format(14), ["-itsoffset", "1.5", *noise], options=codec)
+    sound = np.concatenate(list(predict.read_blocks(late)))
+    assert abs(len(sound) - 13.5 * 16000) < 100 and abs(np.flatnonzero(np.abs(sound) > 0.01)[0] - 2.5 * 16000) < 100
+    silent = film(tmp_path / "silent.mkv", CLOCK.format(1))
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    for path in (silent, tmp_path / "broken.mp4", tmp_path / "absent.mp4"):
+        with pytest.raises(features.InputError, match=f"{path.name}: no sound"):
+            list(predict.read_blocks(path))
+
+
+@with_ffmpeg
+def test_the_cover_of_a_music_file_is_no_video(tmp_path):
+    cover = film(tmp_path / "cover.png", "color=red:s=64x64:d=0.04", options=("-frames:v", "1"))
+    cover = ["-i", str(cover), "-map", "0:a", "-map", "1:v", "-disposition:v:0", "attached_pic"]
+    song = film(tmp_path / "song.m4a", "sine=d=2", cover, options=("-c:a", "aac", "-c:v", "png"))
+    assert not predict.has_picture(song)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", song, "-map", "0:v", "-f", "null", "-"], check=True)  # there is one
+    assert sum(map(len, predict.read_blocks(song))) == pytest.approx(32000, abs=2048)
+
+
+@with_ffmpeg
+def test_the_command_looks_at_the_picture_of_the_file(tmp_path, capsys, monkeypatch):
+    noise = ["-i", str(noise_at(tmp_path / "a.wav", 12, (1, 11)))]
+    path = film(tmp_path / "a.mkv", CLOCK.format(3), noise, options=("-c:v", "ffv1", "-pix_fmt", "gray"))
+    monkeypatch.setattr(embeddings, "load_network", lambda name, weights, device: name)
+    shown = []
+
+    def clip_vectors(network, frames, place):
+        shown.append(times_shown(frames, 0)[0])
+        return np.random.default_rng(0).standard_normal((64, 6))
+
+    monkeypatch.setattr(embeddings, "clip_vectors", clip_vectors)
+    run(tiny_model(tmp_path / "model.pt"), path, tmp_path / "a.wav", "--weights", "w.pt")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1 and abs(shown[0]) < 0.1  # the second window begins after the picture's end
+    assert "a.mkv: 0:12 of sound, windows: 2, with openl3: 1" in lines[1]
+    assert lines[3] == "note   a.wav: predicted from sound alone (acoustic weight 1): no picture can be read"
+
+
+def test_a_missing_ffmpeg_is_named_where_it_is_needed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = tiny_model(tmp_path / "model.pt")
+    run(model, noise_at(tmp_path / "a.wav", 2, (0, 1)))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(model, tmp_path / "a.mp4")
+    assert stop.value.code == 2 and "error: ffmpeg: not found" in capsys.readouterr().err
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_and_writes_events(tmp_path, capsys):
+    model = tiny_model(tmp_path / "run/model.pt")
+    files = [noise_at(tmp_path / "in" / f"{name}.wav", seconds, (0, 1)) for name, seconds in (("b", 2), ("a", 12.3))]
+    run(model, *files, "--out", tmp_path / "out/new", "--scores")
+    printed = capsys.readouterr()
+    rows = [(f"{n}.wav", end, label) for n, end in (("b", 2.0), ("a", 12.3)) for label in ("Cat", "Dog")]
+    table = "filename\tonset\toffset\tevent_label\n" + "".join(f"{n}\t0.0\t{end}\t{label}\n" for n, end, label in rows)
+    assert printed.out == table  # the threshold is 0, so each class sounds from the beginning to the end
+    assert (tmp_path / "out/new/predictions.tsv").read_text() == table
+    assert "tuned for EBF1" in printed.err and printed.err.count("predicted from sound alone (acoustic weight 1)") == 2
+    made = sorted(path.name for path in (tmp_path / "out/new").iterdir())
+    assert made == ["a.wav.scores.npy", "b.wav.scores.npy", "predictions.tsv"]
+    assert np.load(tmp_path / "out/new/a.wav.scores.npy").shape == (math.ceil(12.3 / FRAME_HOP), 2)
+    run(tiny_model(tmp_path / "deaf.pt", threshold=1.0), files[0])
+    assert capsys.readouterr().out == "filename\tonset\toffset\tevent_label\n"
+
+
+def test_a_clip_gets_the_events_that_its_run_gives_it(tmp_path, capsys):
+    root, path = write_tiny(tmp_path / "set"), tmp_path / "r/model.pt"
+    short = "--epochs 1 --batches 1 --batch-size 2 2 3".split()
+    run_train("--data", root, "--visual", "openl3", "--out", path.parent, *short)
+    trained, data = predict.load_trained(path, CPU), features.load_dataset(root, ["openl3"], log=quiet)
+    weight, public = trained.audio_weight, data.partitions["public"]
+    scores, _ = train.predict(trained.student, data, public, [weight], CPU)[weight]
+    threshold = (scores.min((0, 1)) + scores.max((0, 1))) / 2  # one that such a short run is sometimes above
+    state = torch.load(path, weights_only=True)
+    state["tuned"]["EBF1"] = {"threshold": threshold.tolist(), "window": [1, 1]}
+    torch.save(state, path)
+    durations = dict(zip(public.filenames, public.durations.tolist()))
+    wanted = metrics.scores_to_events(scores, public.filenames, data.classes, threshold, 1, FRAME_HOP, durations)
+    capsys.readouterr()
+    for clip in public.filenames:
+        run(path, public.folder / clip, "--visual-file", root / "visual/openl3" / f"{Path(clip).stem}.npy")
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
+        got = [(name, float(onset), float(offset), label) for name, onset, offset, label in rows]
+        assert got and sorted(got) == sorted((n, round(a, 4), round(b, 4), c) for n, a, b, c in wanted if n == clip)
+
+
+def test_pictures_of_the_command(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = noise_at(tmp_path / "a.wav", 11, (1, 2))
+    truth = tmp_path / "true.tsv"
+    truth.write_text("filename\tonset\toffset\tevent_label\na.wav\t1.0\t2.0\tDog\nother.wav\t0.0\t1.0\tCat\n")
+    out = tmp_path / "out"
+    run(tiny_model(tmp_path / "model.pt"), path, "--out", out, "--plot", "--attention", "--reference", truth)
+    made = sorted(path.name for path in out.iterdir())
+    assert made == ["a.wav.attention.npy", "a.wav.attention.png", "a.wav.png", "predictions.tsv"]
+    assert (out / "a.wav.png").read_bytes()[:4] == (out / "a.wav.attention.png").read_bytes()[:4] == b"\x89PNG"
+    assert np.load(out / "a.wav.attention.npy").shape == (3, 1, 3, 65, 64)
+
+
+def test_without_matplotlib_the_command_stops_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_model(tmp_path / "model.pt"), "a.wav", "--out", tmp_path / "out", "--attention")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error == "error: a picture needs matplotlib: pip install matplotlib\n"
+    assert not (tmp_path / "out").exists()
+
+
+def bad_input(tmp_path):
+    """name -> arguments and what the error says"""
+    good, wav = tiny_model(tmp_path / "m/model.pt"), noise_at(tmp_path / "a.wav", 2, (0, 1))
+    torch.save({"student": {}, "teacher": {}}, tmp_path / "checkpoint.pt")
+    torch.save({"weights": 1}, tmp_path / "foreign.pt")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    (tmp_path / "garbage.pt").write_bytes(b"garbage")
+    tiny_model(tmp_path / "narrow.pt", weights=MultiEncoder(3, {"openl3": 6}).state_dict())
+    (tmp_path / "broken.wav").write_bytes(b"RIFF and nothing else")
+    write_wav(tmp_path / "empty.wav", np.zeros(0))
+    write_wav(tmp_path / "nan.wav", np.full(100, np.nan), subtype="FLOAT")
+    for name, array in (("shape", np.zeros((63, 6))), ("wide", np.zeros((64, 7))), ("good", np.zeros((64, 6)))):
+        np.save(tmp_path / f"{name}.npy", array.astype(np.float32))
+    np.save(tmp_path / "type.npy", np.zeros((64, 6), np.int16))
+    mute = tiny_model(tmp_path / "audio.pt", streams=())
+    drawn = ["--out", tmp_path / "out", "--plot", "--reference", tmp_path / "no.tsv"]
+    return {
+        "absent model": ([tmp_path / "no.pt", wav], "no.pt: no such file; name the model.pt"),
+        "unfinished run": ([tmp_path / "checkpoint.pt", wav], "is of an unfinished run"),
+        "foreign": ([tmp_path / "foreign.pt", wav], "foreign.pt: not the model.pt of a finished run"),
+        "tensor": ([tmp_path / "tensor.pt", wav], "tensor.pt: not the model.pt of a finished run"),
+        "garbage": ([tmp_path / "garbage.pt", wav], "garbage.pt: not a checkpoint of this program"),
+        "architecture": ([tmp_path / "narrow.pt", wav], "narrow.pt: not the model.pt of a finished run"),
+        "absent file": ([good, tmp_path / "no.wav"], "no.wav: cannot be decoded"),
+        "broken": ([good, tmp_path / "broken.wav"], "broken.wav: cannot be decoded"),
+        "empty": ([good, tmp_path / "empty.wav"], "empty.wav: holds no audio"),
+        "nan": ([good, tmp_path / "nan.wav"], "nan.wav: holds samples that are not finite"),
+        "same name": ([good, wav, tmp_path / "m/a.wav"], "a.wav: two files of this name"),
+        "line break": ([good, "a\nb.wav"], "would break the table"),
+        "a run's folder": ([good, wav, "--out", tmp_path / "m"], "m: holds a run"),
+        "shape": ([good, wav, "--visual-file", tmp_path / "shape.npy"], r"shape.npy: has the shape \(63, 6\)"),
+        "width": ([good, wav, "--visual-file", tmp_path / "wide.npy"], "openl3 vectors are 7 wide, but .* from 6"),
+        "type": ([good, wav, "--visual-file", tmp_path / "type.npy"], "type.npy: must be an array of float16"),
+        "absent vectors": ([good, wav, "--visual-file", tmp_path / "no.npy"], "no.npy: cannot be read"),
+        "count": ([good, wav, "--visual-file", *[tmp_path / "good.npy"] * 2], "2 files, but .* streams: openl3"),
+        "no streams": ([mute, wav, "--visual-file", tmp_path / "good.npy"], "1 files, but .* it only hears"),
+        "weights": ([good, wav, "--weights", tmp_path / "no.pt"], "no.pt: No such file"),
+        "reference": ([good, wav, *drawn], "no.tsv: no such file"),
+        "device": ([good, wav, "--device", "tpu"], "--device tpu: not available here"),
+    }
+
+
+def test_bad_input_gets_one_line(tmp_path, capsys):
+    for name, (arguments, message) in bad_input(tmp_path).items():
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("model  ")]
+        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (name, lines)
+        assert re.search(message, lines[0]), (name, lines)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "m/predictions.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    (
+        (["m.pt"], "required: FILE"),
+        (["m.pt", "a.wav", "--scores"], "name a folder with --out"),
+        (["m.pt", "a.wav", "--reference", "t.tsv"], "--reference is drawn by --plot"),
+        (["m.pt", "a.wav", "b.wav", "--visual-file", "v.npy"], "name one FILE"),
+        (["m.pt", "a.wav", "--weights", "w.pt", "--visual-file", "v.npy"], "exclude each other"),
+    ),
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
