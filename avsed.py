@@ -60,7 +60,7 @@ def softmax(scores):
 def relative_rows():
     """Row of the table of relative positions for each pair (query, key) of 64 frames and the token: (65, 65) int64.
 
-    Frames by their distance in time (acoustic and visual frames share one grid, so this holds across streams too).
+    Frames by their distance in time, across streams too: acoustic and visual frames share one grid to within 16 ms.
     """
     index = torch.arange(FRAMES + 1)
     query, key = index[:, None], index[None, :]
@@ -71,7 +71,7 @@ def relative_rows():
 class Attention(nn.Module):
     """Multi-head attention (Boes 2022, Sec. 2.1.1, Eq. 1), with relative positions if asked for (Sec. 2.1.2).
 
-    normalise: turns scores (..., Q, M) into weights
+    normalise: turns scores (..., Q, M) into weights; softmax in this paper, Boes & Van hamme 2019 compares three
     forward: query (B, Q, 128), memory (B, M, 128) -> (B, Q, 128)
     """
 
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.normalise = normalise
         self.relative = relative
-        if relative:  # Transformer-XL's biases u, w and ours: a learnable table r of distances
+        if relative:  # Transformer-XL's biases of content (u) and position (w); ours: a learnable table r of distances
             self.content_bias = nn.Parameter(torch.zeros(HEADS, 1, KEY))
             self.position_bias = nn.Parameter(torch.zeros(HEADS, 1, KEY))
             self.distances = nn.Parameter(0.02 * torch.randn(HEADS, 2 * FRAMES, KEY))
@@ -232,7 +232,7 @@ class Stack(nn.Module):
         """x (B, 64, 128), token (128) or None -> (B, 64, 128), or (B, 65, 128) with the token's output last"""
         if self.positions is not None:
             x = x + self.positions
-        if token is not None:  # ours: without a position, the token is learnable itself
+        if token is not None:  # ours: appended after the positions are added, so it has none; it is learnable itself
             x = torch.cat([x, token.expand(len(x), 1, WIDTH).to(x.dtype)], dim=1)  # under autocast x may be bfloat16
         for block in self.blocks:
             x = block(x, memories, weights)
@@ -268,7 +268,7 @@ class MultiEncoder(nn.Module):
         self.cnn = nn.Sequential(*(conv_stack(*stack) for stack in CNN_STACKS))
         self.audio_encoder = Stack(base, ENCODER_BLOCKS)
         # The vectors themselves come from pretrained networks that stay fixed (Boes 2022, Sec. 3.1.2).
-        # ours: a linear map with dropout, as in the authors' earlier audiovisual transformer (Boes 2019, Sec. 2.2.2)
+        # ours: a linear map with dropout, as in the authors' earlier audiovisual transformer (Boes & Van hamme 2019)
         self.visual_inputs = nn.ModuleList(
             nn.Sequential(nn.Linear(d, WIDTH), nn.Dropout(DROPOUT)) for d in visual_dims.values()
         )

@@ -50,7 +50,7 @@ MEL_FLOOR = 1e-5  # ours: -100 dB, whatever the rest of the clip is like
 FRAMES = 64  # T: outputs of the network and visual vectors per clip (Boes 2022, Sec. 3.1.2)
 FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the network pools time by 8; not 10 s / 64
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
-RECIPE = "log-mel 1"  # part of every cache key: change it whenever the functions of the first section change
+RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change the section "audio"
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 
 PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them out (Boes 2022, Sec. 3.1.1, Table 2)
@@ -95,7 +95,7 @@ def fit_clip(waveform):
 
 
 def load_audio(path):
-    """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, largest absolute sample 1 (a silent clip stays zero)"""
+    """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, the file's peak at 1 (a silent clip stays zero)"""
     return fit_clip(read_waveform(path))
 
 
@@ -388,7 +388,7 @@ def visual_stems(folder):
 def add_log_mel(part, cache, log):
     """Fill in part.log_mel and part.durations -> key of the cache"""
     paths = [part.folder / f for f in part.filenames]
-    key = fingerprint(paths, RECIPE)
+    key = fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
 
     def make(folder):
         durations = []
@@ -466,7 +466,7 @@ def read_visual(path, example=None):
 
 
 def statistics(partitions, visual, cache, key):
-    """Mean and std over the training clips -> pair of the mel bins, dict of stream -> pair of its dimensions.
+    """Over the training clips -> (mean, std) of the mel bins, dict of stream -> (mean, std) of its dimensions.
 
     train.standardise applies them, to the batches of training and to the clips of scoring alike.
     """

@@ -744,7 +744,7 @@ def _steps(efpr, tpr, x):
 
 
 def tune_by_definition(scores, filenames, ground_truth, durations, classes, frame_hop, f1):
-    """For every class the best of all pairs (threshold, window), by f1: event_f1 or segment_f1. See `tune`"""
+    """`tune` for "event" and "segment": for every class the best of all pairs, by f1: event_f1 or segment_f1"""
     thresholds, windows = [], []
     for c, label in enumerate(classes):
         truth, tried = [event for event in ground_truth if event[3] == label], []
@@ -763,12 +763,16 @@ def tune_by_definition(scores, filenames, ground_truth, durations, classes, fram
 def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric):
     """Per class, the threshold and the median window with the best score on these data. Boes 2022, Sec. 3.1.3.
 
-    metric: "clip", "segment" or "event": ours: the class's own F1; "psds1" or "psds2": ours: the area under the class's
-    own PSD-ROC. scores: (N, T, C), but (N, C) clip scores for "clip", whose windows are all 1.
+    metric: what each class is tuned by.
+    "segment", "event": ours: its own F1, over all pairs of threshold and window. equals: tune_by_definition
+    "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1
+    "psds1", "psds2": over all windows; ours: by the area under the class's own curve of TPR over effective FPR, in which
+        cross-triggers count and alpha_st, which compares classes, does not
+
+    scores: (N, T, C), but for "clip".
     Returns thresholds (C,), which is None for PSDS with its fixed thresholds, and windows (C,) int.
     ours: of equals the smallest window, then the threshold nearest 0.5, then the lower one; so a class without ground
     truth gets threshold 0.5 and window 1.
-    equals: tune_by_definition
     """
     scores = _checked(scores, filenames, classes, 2 if metric == "clip" else 3)
     if metric == "clip":

@@ -146,7 +146,8 @@ def training_batch(clips, config, t):
     groups = []  # per label group: indices (n,) of the clips, of those they are mixed with, and the ratio
     for g, size in enumerate(config.batch_size):
         picked = endless(len(clips.log_mel[g]), size, t, (config.seed, g))
-        partners = picked[mixup_partners(rng, size, [have[g][picked] for have in clips.present.values()])]
+        present = [have[g][picked] for have in clips.present.values()]
+        partners = picked[mixup_partners(rng, size, present)]
         groups.append((picked[RANK::RANKS], partners[RANK::RANKS], ratios[g]))  # an equal share for each rank
 
     def inputs(name, arrays):
