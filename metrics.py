@@ -766,8 +766,8 @@ def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric)
     metric: what each class is tuned by.
     "segment", "event": ours: its own F1, over all pairs of threshold and window. equals: tune_by_definition
     "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1
-    "psds1", "psds2": over all windows; ours: by the area under the class's own curve of TPR over effective FPR, in which
-        cross-triggers count and alpha_st, which compares classes, does not
+    "psds1", "psds2": over all windows; ours: by the area under the class's own PSD-ROC, where cross-triggers count and
+        alpha_st, which compares classes, does not
 
     scores: (N, T, C), but for "clip".
     Returns thresholds (C,), which is None for PSDS with its fixed thresholds, and windows (C,) int.
