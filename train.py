@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 import features
 import metrics
@@ -234,6 +233,16 @@ def binary_cross_entropy(logits, targets):
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(1, targets.numel())
 
 
+def average_gradients(student):
+    """Of a data-parallel run: every rank has an equal share of each label group, so this is the whole batch's gradient.
+
+    ours: batch norms see the share of their rank alone; those of the first rank are kept.
+    """
+    for p in student.parameters() if RANKS > 1 else ():
+        dist.all_reduce(p.grad)
+        p.grad /= RANKS
+
+
 def training_step(student, teacher, optimizer, batch, config, t):
     """Iteration t of mean-teacher training (Boes 2022, Sec. 3.1.5).
 
@@ -257,8 +266,9 @@ def training_step(student, teacher, optimizer, batch, config, t):
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(t, config.iterations)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)  # ours: an encoder whose stream no clip of the batch has gets gradient 0
     loss.backward()
+    average_gradients(student)
     optimizer.step()
     update_teacher(teacher, student, t + 1)
     return losses.detach()
@@ -281,6 +291,8 @@ def start(config, data, device):
         cpu.keep_freed_memory()
     student = student.to(device, memory_format=torch.channels_last).train()  # speed: the CNN likes channels last
     teacher = copy.deepcopy(student).requires_grad_(False)  # ours: a copy, not random weights of its own
+    for p in student.parameters():
+        p.grad = torch.zeros_like(p)
     optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
     return student, teacher, optimizer
 
@@ -295,17 +307,13 @@ def train(config, data, out, device, log, checkpoint=None):
         first = restore(out, checkpoint, student, teacher, optimizer)
         log(f"       continuing after epoch {first} of {config.epochs}")
     clips = load_clips(data, config.visual, device)
-    model = student
-    if RANKS > 1:  # ours: each rank's batch norms see its own share of the batch; those of the first rank are kept
-        # a share without a clip that has some stream leaves that encoder's parameters unused
-        model = DistributedDataParallel(student, find_unused_parameters=bool(config.visual))
     started = shown = time.monotonic()
     for epoch in range(first, config.epochs):
         torch.manual_seed(np.random.default_rng([config.seed, 4, epoch, RANK]).integers(2**63))  # for dropout
         student.train()
         losses = []
         for t in range(epoch * config.batches, (epoch + 1) * config.batches):
-            losses.append(training_step(model, teacher, optimizer, training_batch(clips, config, t), config, t))
+            losses.append(training_step(student, teacher, optimizer, training_batch(clips, config, t), config, t))
             pace = (time.monotonic() - started) / (t + 1 - first * config.batches)  # seconds per iteration
             if log.live and time.monotonic() - shown > 1:
                 shown = time.monotonic()
