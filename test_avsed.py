@@ -2091,15 +2091,12 @@ ARROWS = {  # who may import whom
     "train": {"avsed", "features", "metrics"},
     "extras.toy": {"features"},
     "extras.cpu": {"avsed"},
-    "extras.gpu": {"avsed"},
     "extras.embeddings": {"features"},
     "extras.plots": {"features"},
     "extras.predict": {"avsed", "features", "metrics", "train", "extras.embeddings", "extras.plots"},
     "extras.tables": {"avsed", "features", "metrics", "train", "extras.toy", "extras.plots"},
     "extras.score": {"features", "metrics"},
     "extras.benchmark": {"avsed", "features", "metrics", "train", "extras.toy"},
-    "extras.boes2019": {"avsed", "features"},
-    "extras.fayek2020": {"avsed", "features", "metrics"},
 }
 IN_FUNCTIONS = {"train": {"extras.toy", "extras.cpu", "extras.gpu"}}  # that need them
 PACKAGES = {"avsed": {"torch"}, "metrics": {"numpy", "scipy"}}  # the other files: all four
