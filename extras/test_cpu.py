@@ -95,12 +95,13 @@ def test_modules_that_were_edited_run_as_written():
     model, _ = textbook_and_fast("transformer")
     model.cnn[1][4] = nn.MaxPool2d((2, 2))
     model.cnn[2].append(nn.Identity())
+    model.cnn[3][3] = nn.Dropout2d(0.1)  # of whole channels
     for block in model.decoder.blocks:
         block.cross.__class__ = Edited
     with pytest.warns(UserWarning) as notes:
         cpu.speed_up(model)
-    assert [str(note.message).split(": ")[1].split()[0] for note in notes] == 2 * ["ConvStack"] + 3 * ["CrossAttention"]
-    assert [type(stack) is cpu.ConvStack for stack in model.cnn] == [True, False, False] + 4 * [True]
+    assert [str(note.message).split(": ")[1].split()[0] for note in notes] == 3 * ["ConvStack"] + 3 * ["CrossAttention"]
+    assert [type(stack) is cpu.ConvStack for stack in model.cnn] == [True] + 3 * [False] + 3 * [True]
     assert {type(block.cross) for block in model.decoder.blocks} == {Edited}
 
 
