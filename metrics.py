@@ -833,7 +833,7 @@ def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, *
         for window in TUNING_WINDOWS if truth.n_events[c] else TUNING_WINDOWS[:1]:
             det = _events_of_all_thresholds(*levels, window, frame_hop, seconds)
             areas.append(_area([_curve(det, c, K, truth, max_efpr=max_efpr, **criteria)], 0.0, max_efpr))
-        windows.append(TUNING_WINDOWS[np.argmax(areas)])  # the first of equals
+        windows.append(TUNING_WINDOWS[np.argmax(np.round(areas, 12))])  # the first of equals, up to rounding of sums
     return np.array(windows)
 
 
