@@ -2105,6 +2105,7 @@ ARROWS = {  # who may import whom
     "extras.predict": {"avsed", "features", "metrics", "train", "extras.embeddings", "extras.plots"},
     "extras.tables": {"avsed", "features", "metrics", "train", "extras.toy", "extras.plots"},
     "extras.score": {"features", "metrics"},
+    "extras.tagging": {"features"},
     "extras.benchmark": {"avsed", "features", "metrics", "train", "extras.toy"},
 }
 IN_FUNCTIONS = {"train": {"extras.toy", "extras.cpu"}}  # that need them

@@ -1,5 +1,8 @@
 """Tests of the toy data set: the same bytes for the same seed, complete or not there, nothing of the user's touched."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,8 +15,9 @@ def files(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def few_clips(monkeypatch, n, weak=None):
-    monkeypatch.setattr(toy, "CLIPS", {**dict.fromkeys(PARTITIONS, n), "weak": weak or n})
+def few_clips(monkeypatch, n, weak=None, kind="toy", public=None):
+    clips = {**dict.fromkeys(PARTITIONS, n), "weak": weak or n, "public": public or n}
+    monkeypatch.setattr(toy, "CLIPS", {**toy.CLIPS, kind: clips})
 
 
 def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
@@ -26,7 +30,7 @@ def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
     few_clips(monkeypatch, 4, weak=20)
     toy.make_toy(tmp_path / "a")
     data = load_dataset(tmp_path / "a", ["openl3", "tce"], log=quiet)
-    assert len(data.classes) == 10 and {name: len(part) for name, part in data.partitions.items()} == toy.CLIPS
+    assert len(data.classes) == 10 and {name: len(part) for name, part in data.partitions.items()} == toy.CLIPS["toy"]
     # 15.5 % have no video: of 4 clips 1, of 20 clips 3; of the strong ones all
     seen = {"strong": 0, "weak": 17, "unlabelled": 3, "validation": 3, "public": 3}
     for name, part in data.partitions.items():
@@ -36,9 +40,41 @@ def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
     stamp = marker.stat().st_mtime_ns
     toy.make_toy(tmp_path / "a", 0)
     assert marker.stat().st_mtime_ns == stamp  # a finished one is left alone
-    with pytest.raises(InputError, match="toy data of another version or seed; move it away"):
+    with pytest.raises(InputError, match="toy data of another version, seed or kind; move it away"):
         toy.make_toy(tmp_path / "a", 1)  # it may hold streams that the user made
     assert marker.stat().st_mtime_ns == stamp
+
+
+def test_the_tagging_set_has_other_clips_all_with_pictures(tmp_path, monkeypatch):
+    few_clips(monkeypatch, 2)
+    few_clips(monkeypatch, 3, weak=12, kind="tagging")
+    toy.make_toy(tmp_path / "toy")
+    for name in "ab":
+        toy.make_toy(tmp_path / name, kind="tagging")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    one, other = ({content for name, content in files(tmp_path / d).items() if "wav" in name} for d in ("toy", "a"))
+    assert len(one) == 10 and len(other) == 24 and not one & other
+    data = load_dataset(tmp_path / "a", ["openl3"], log=quiet)
+    assert {name: len(part) for name, part in data.partitions.items()} == toy.CLIPS["tagging"]
+    assert all(part.present["openl3"].all() for part in data.partitions.values())
+    assert not (tmp_path / "a/visual/tce").exists()
+    for kind in ("toy", "tagging"):
+        toy.make_toy(tmp_path / ("toy" if kind == "toy" else "a"), kind=kind)  # is there
+        with pytest.raises(InputError, match="toy data of another version, seed or kind; move it away"):
+            toy.make_toy(tmp_path / ("a" if kind == "toy" else "toy"), kind=kind)
+
+
+def test_the_large_set_differs_in_its_public_clips_alone(tmp_path, monkeypatch):
+    few_clips(monkeypatch, 1)
+    few_clips(monkeypatch, 1, public=7, kind="large")
+    toy.make_toy(tmp_path / "toy")
+    toy.make_toy(tmp_path / "large", kind="large")
+    small, large = files(tmp_path / "toy"), files(tmp_path / "large")
+    sounds = {name: content for name, content in small.items() if "audio" in name}
+    assert len(sounds) == 5 and sounds.items() <= large.items()  # the public clips of both begin with the same
+    here = {Path(name).stem for name in large if "visual/tce" in name and "publ" in name}
+    assert len(here) == 6 and len([name for name in large if "audio/eval" in name]) == 7  # 15.5 % of 7: one without
+    assert toy.CLIPS["large"].keys() == toy.CLIPS["toy"].keys()
 
 
 def test_the_folder_appears_only_when_complete(tmp_path, monkeypatch):
@@ -61,8 +97,8 @@ def test_of_two_runs_at_once_the_first_one_wins(tmp_path, monkeypatch):
     few_clips(monkeypatch, 1)
     write, stamps = toy.write_partition, []
 
-    def write_slowly(root, name, number, seed):
-        write(root, name, number, seed)
+    def write_slowly(root, name, *arguments):
+        write(root, name, *arguments)
         assert root.parent.parent == tmp_path  # on the same disk: moving is no copying
         if name == "public":  # just before this run would move its folder, another one is done
             monkeypatch.setattr(toy, "write_partition", write)
@@ -80,14 +116,17 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy.main([])
     toy.main(["other/toy", "--seed", "3"])
+    few_clips(monkeypatch, 1, kind="tagging")
+    toy.main(["--kind", "tagging"])
+    assert json.loads((tmp_path / "data/toy-tagging/toy.json").read_text())["kind"] == "tagging"
     toy.make_toy(tmp_path / "again", 3)
     assert files(tmp_path / "data/toy") != files(tmp_path / "other/toy") == files(tmp_path / "again")
     assert capsys.readouterr().out.splitlines()[1].startswith("data   other/toy: ")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("all of it")
     for arguments, message in (
-        (["mine"], "mine: holds something other than the toy data set; move it away"),
-        (["other/toy"], "toy: holds toy data of another version or seed; move it away"),
+        (["mine"], "mine: holds something other than toy data; move it away"),
+        (["other/toy"], "toy: holds toy data of another version, seed or kind; move it away"),
         (["mine/thesis.txt"], "thesis.txt"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -1,11 +1,17 @@
 """The toy data set: ten synthesised sounds and what is on screen, in the layout of DCASE 2020 task 4.
 
     python -m extras.toy [DIR] [--seed N]      default: data/toy; `python train.py --visual openl3` makes it by itself
+    python -m extras.toy --kind tagging        data/toy-tagging; `python -m extras.boes2019` makes it by itself
+    python -m extras.toy --kind large          data/toy-large; for tables: `extras.tables --data data/toy-large`
 
 The classes have DESED's names. Dishes, alarms and animals are easy to hear; frying and running water are two noises
 that differ little, blender, shaver and vacuum cleaner three hums that differ little. A clip's visual vectors tell what
 is on screen, roughly when. So the toy shows in minutes what the paper is about: seeing helps, also when some clips
 cannot be seen. Its scores say nothing about real data.
+
+Two larger kinds, about 200 MB each: "tagging" has other clips of the same classes, all with pictures, for systems that
+need both; "large" is the toy data set with 600 public clips in place of 80, so that scores of those without video mean
+something.
 """
 
 import argparse
@@ -21,7 +27,11 @@ import soundfile
 from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors
 
 VERSION = 2  # change it whenever make_toy writes other bytes
-CLIPS = {"strong": 80, "weak": 120, "unlabelled": 60, "validation": 60, "public": 80}
+CLIPS = {  # kind: clips of each partition
+    "toy": {"strong": 80, "weak": 120, "unlabelled": 60, "validation": 60, "public": 80},
+    "tagging": {"strong": 100, "weak": 500, "unlabelled": 20, "validation": 150, "public": 200},
+    "large": {"strong": 80, "weak": 120, "unlabelled": 60, "validation": 60, "public": 600},
+}
 STREAMS = {"openl3": 512, "tce": 128}  # widths; surrogates under real names, nothing was filmed
 NO_VIDEO = 0.155  # share of the clips other than strong ones (Boes 2022, Sec. 3.1.1); strong clips have none
 OFF_SCREEN, SILENT = 0.08, 0.04  # chance that a sounding class is not seen, that a silent one is
@@ -30,37 +40,42 @@ OFF_SCREEN, SILENT = 0.08, 0.04  # chance that a sounding class is not seen, tha
 # --- the data set ----------------------------------------------------------------------------------------------------
 
 
-def make_toy(root, seed=0):
-    """Write the toy data set into the folder `root`; the same seed, the same bytes.
+def make_toy(root, seed=0, kind="toy"):
+    """Write a toy data set ("toy", "tagging" or "large") into the folder `root`; the same seed, the same bytes.
 
-    A folder that already holds this version and seed is left alone; InputError for one that holds anything else. The
-    folder appears only when complete.
+    A folder that already holds this version, seed and kind is left alone; InputError for one that holds anything else.
+    The folder appears only when complete.
     """
     root = Path(root).absolute()
-    marker, recipe = root / "toy.json", json.dumps({"toy": VERSION, "seed": seed}) + "\n"
+    recipe = json.dumps({"toy": VERSION, "seed": seed} | ({} if kind == "toy" else {"kind": kind})) + "\n"
+    marker = root / "toy.json"
     if marker.is_file() and marker.read_text() == recipe:
         return
     if root.exists() and any(root.iterdir()):  # perhaps with something that is the user's own
-        other = "toy data of another version or seed" if marker.is_file() else "something other than the toy data set"
-        raise InputError(f"{root}: holds {other}; move it away")
+        toy = "toy data of another version, seed or kind"
+        raise InputError(f"{root}: holds {toy if marker.is_file() else 'something other than toy data'}; move it away")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{root.name}-", suffix=".partial", dir=root.parent) as folder:
         whole = Path(folder) / root.name
         for number, name in enumerate(PARTITIONS):
-            write_partition(whole, name, number, seed)
+            write_partition(whole, name, number, seed, kind)
         (whole / marker.name).write_text(recipe)
         if not (marker.is_file() and marker.read_text() == recipe):  # else another run was faster
             os.replace(whole, root)
 
 
-def write_partition(root, name, number, seed):
+def write_partition(root, name, number, seed, kind):
     """Table, sound and visual vectors of one of the five partitions; every clip has a random generator of its own."""
+    tagging = kind == "tagging"
+    if tagging:
+        number += len(PARTITIONS)  # other clips than those of the toy data set
     table, folder = PARTITIONS[name]
     table, folder = root / "metadata" / table, root / "audio" / folder
-    for directory in (table.parent, folder, *(root / "visual" / stream for stream in STREAMS)):
+    streams = {"openl3": STREAMS["openl3"]} if tagging else STREAMS
+    for directory in (table.parent, folder, *(root / "visual" / stream for stream in streams)):
         directory.mkdir(parents=True, exist_ok=True)
     columns = {"weak": "filename\tevent_labels", "unlabelled": "filename"}
-    rows, n = [columns.get(name, "filename\tonset\toffset\tevent_label")], CLIPS[name]
+    rows, n = [columns.get(name, "filename\tonset\toffset\tevent_label")], CLIPS[kind][name]
     without_video = np.random.default_rng([seed, number, n]).permutation(n)[: round(NO_VIDEO * n)]
     for i in range(n):
         rng = np.random.default_rng([seed, number, i])
@@ -77,8 +92,8 @@ def write_partition(root, name, number, seed):
         else:
             timed = [f"{stem}.wav\t{onset:.3f}\t{offset:.3f}\t{label}" for onset, offset, label in events]
             rows += timed or [f"{stem}.wav\t\t\t"]
-        if not strong and i not in without_video:
-            for stream, width in STREAMS.items():
+        if tagging or (not strong and i not in without_video):
+            for stream, width in streams.items():
                 np.save(root / "visual" / stream / f"{stem}.npy", make_vectors(rng, events, seconds, width))
     table.write_text("\n".join(rows) + "\n")
 
@@ -243,15 +258,17 @@ SOUNDS = {  # class: (what makes the sound, shortest and longest event in second
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m extras.toy", description="Write the toy data set.")
-    parser.add_argument("root", metavar="DIR", nargs="?", default="data/toy", help="default: data/toy")
+    parser = argparse.ArgumentParser(prog="python -m extras.toy", description="Write a toy data set.")
+    parser.add_argument("root", metavar="DIR", nargs="?", help="default: data/toy, data/toy-tagging, data/toy-large")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips; default: 0")
+    parser.add_argument("--kind", choices=CLIPS, default="toy", help="default: toy")
     args = parser.parse_args(arguments)
     if args.seed < 0:
         parser.error("--seed must be 0 or more")
+    root = args.root or ("data/toy" if args.kind == "toy" else f"data/toy-{args.kind}")
     with one_line_errors("nothing was written, begin again"):
-        make_toy(args.root, args.seed)
-        print(f"data   {args.root}: {sum(CLIPS.values())} clips of toy data, seed {args.seed}")
+        make_toy(root, args.seed, args.kind)
+        print(f"data   {root}: {sum(CLIPS[args.kind].values())} clips of toy data, seed {args.seed}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Clips and the classes they hold, nothing about when: what the two older systems learn from (boes2019, fayek2020).
+
+    classes, parts = load_tagging("data/toy-tagging", hear=log_mel_of, visual="openl3", see=mean_picture, cache=folder)
+
+The folder is laid out as for the 2022 system (README), so that all systems can be compared on the same clips. Training
+clips are those of the strong and the weak list, with their clip labels alone. A folder may have fewer lists, and
+simpler ones: metadata/train/weak.tsv, validation/validation.tsv and eval/public.tsv are enough, each may have the
+columns `filename, event_labels`. So one lays out the 17 classes of DCASE 2017 task 4, or AudioSet.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import features
+from features import PARTITIONS, InputError, read_strong, read_visual, read_weak, recording, visual_stems
+
+LISTS = {"training": ("strong", "weak"), "validation": ("validation",), "public": ("public",)}  # part: its lists
+
+
+@dataclass
+class Part:
+    """The N clips of training, validation or public whose sound is on disk"""
+
+    listed: int
+    filenames: list
+    tags: np.ndarray  # (N, C) bool: the classes in each clip
+    sounds: list  # N paths
+    audio: np.ndarray = None  # (N, ...) what `hear` makes of each, memory-mapped
+    video: np.ndarray = None  # (N, ...) what `see` makes of each clip's vectors, memory-mapped; zeros without video
+    present: np.ndarray = None  # (N,) bool: the clip has video
+
+
+def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
+    """Read a data set -> sorted class names, dict of Part: training, validation, public.
+
+    hear: function of a sound file's path -> array, of one shape and type for all clips
+    visual: name of a folder under root/visual, or None for sound alone; see: function of its vectors (64, D) -> array
+    sound: "audio", or a folder under root with a .npy file for each clip, whose path `hear` gets then
+    cache: folder; log: receives a line per part
+    A clip without sound is left out and counted. Raises InputError for anything wrong.
+    """
+    root, cache = Path(root), Path(cache)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; --data wants one with the sub-folders audio and metadata")
+    classes, parts = read_parts(root, sound)
+    example = None
+    for name, part in parts.items():
+        part.audio = gather(f"{hear.__name__} of {name}", part.sounds, hear, cache, log)
+        part.present, count = np.zeros(len(part.sounds), bool), ""
+        if visual:
+            folder, stems = root / "visual" / visual, visual_stems(root / "visual" / visual)
+            paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
+            nothing = f"{folder}: no vectors of finite numbers for any clip of {name} with a label"
+            if not any(paths):
+                raise InputError(f"{nothing}; make them, or name another stream")
+            example = read_visual(next(filter(None, paths))) if example is None else example
+            part.video = gather(
+                f"{see.__name__} {visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
+            )
+            finite = np.array([np.isfinite(vectors).all() for vectors in part.video])
+            part.present = finite & np.array([path is not None for path in paths])
+            if not part.tags[part.present].any():
+                raise InputError(f"{nothing}; make them anew, or name another stream")
+            count = f", {part.present.sum():5d} with {visual}"
+        log(f"       {name:10} {part.listed:5d} listed, {len(part.filenames):5d} found{count}")
+    return classes, parts
+
+
+def read_parts(root, sound):
+    """The lists, and which of their clips are on disk -> sorted class names, dict of Part, features still empty"""
+    labels, places, parts = {}, {}, {}  # filename -> classes and path of its sound
+    for name, lists in LISTS.items():
+        labels[name], places = {}, {}
+        for partition in lists:
+            table, folder = PARTITIONS[partition]
+            if partition == "strong" and not (root / "metadata" / table).exists():
+                continue
+            for filename, tags in read_tags(root / "metadata" / table).items():
+                labels[name][filename] = tags
+                if sound == "audio":
+                    places[filename] = root / "audio" / folder / filename
+                else:
+                    places[filename] = root / sound / f"{Path(filename).stem}.npy"
+        here = [filename for filename in labels[name] if places[filename].is_file()]
+        parts[name] = Part(len(labels[name]), here, None, [places[filename] for filename in here])
+
+    # ours: no training clip may be a test clip under another name
+    train = parts["training"]
+    tested = {recording(f) for name in ("validation", "public") for f in parts[name].filenames} - {None}
+    kept = [i for i, filename in enumerate(train.filenames) if recording(filename) not in tested]
+    train.filenames, train.sounds = [train.filenames[i] for i in kept], [train.sounds[i] for i in kept]
+
+    classes = sorted(set().union(*labels["training"].values()))
+    for name, part in parts.items():
+        if unknown := sorted(set().union(*(labels[name][f] for f in part.filenames)) - {*classes}):
+            raise InputError(f"{root}/metadata: the class {unknown[0]!r} of {name} is in no training clip; correct it")
+        part.tags = np.array([[c in labels[name][f] for c in classes] for f in part.filenames], bool)
+        if not part.tags.any():
+            raise InputError(f"{root}/{sound}: of {part.listed} clips listed for {name}, none with a label is there")
+    return classes, parts
+
+
+def read_tags(path):
+    """Table of events, or of `filename, event_labels` -> dict of filename -> set of labels"""
+    if path.is_file() and b"event_labels" in path.read_bytes().split(b"\n")[0]:
+        return read_weak(path)
+    filenames, events = read_strong(path)
+    tags = {filename: set() for filename in filenames}
+    for filename, _, _, label in events:
+        tags[filename].add(label)
+    return tags
+
+
+def gather(label, paths, read, cache, log):
+    """read(path) of N clips, zeros where a path is None -> (N, ...), memory-mapped; from the cache once it is there"""
+    example = np.asarray(read(next(filter(None, paths))))
+    there = [path for path in paths if path]
+    names = [path and path.name for path in paths]
+    key = features.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
+
+    def make(folder):
+        with features.array_file(folder / "array.npy", (len(paths), *example.shape), example.dtype) as write:
+            for chunk in features.in_chunks(lambda path: path and read(path), paths, label, log):
+                write(np.stack([np.zeros_like(example) if one is None else one for one in chunk]))
+
+    return features.cached(cache / f"{label.replace(' ', '-')}-{key}", make)["array"]
