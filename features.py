@@ -70,8 +70,11 @@ class InputError(Exception):
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
 
 
-def read_waveform(path):
-    """Sound file -> (samples,) float32 at 16 kHz: channels averaged, resampled, peak at 1 (Boes 2022, Sec. 3.1.2)"""
+def read_waveform(path, to_peak=True):
+    """Sound file -> (samples,) float32 at 16 kHz: channels averaged, resampled, peak at 1 (Boes 2022, Sec. 3.1.2)
+
+    to_peak: False leaves it as loud as the file is
+    """
     remedy = "mend the file, or delete it: missing clips are fine"
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -86,7 +89,7 @@ def read_waveform(path):
     peak = np.abs(mono).max()
     if not np.isfinite(peak):
         raise InputError(f"{path}: holds samples that are not finite; {remedy}")
-    return (mono / peak if peak > 0 else mono).astype(np.float32)
+    return (mono / peak if to_peak and peak > 0 else mono).astype(np.float32)
 
 
 def fit_clip(waveform):

@@ -1,13 +1,16 @@
-"""From video to vectors: pretrained visual networks, which stay fixed, and what they look at (Boes 2022, Sec. 3.1.2).
+"""From video to vectors: pretrained visual networks, which stay fixed, and what they look at (Boes 2022, Sec. 3.1.2);
+and from sound to vectors: VGGish (Boes 2019, Sec. 3.2.1).
 
     python -m extras.embeddings extract DIR --visual openl3 vgg16 --weights openl3.pt vgg16-397923af.pth
+    python -m extras.embeddings extract DIR --sound vggish --weights vggish-10086976.pth
     python -m extras.embeddings convert openl3_image_mel256_env-v0_4_0.h5 openl3.pt
 
 `extract` fills the folders DIR/visual/<network> of a data set, where features.py finds them, from its videos:
     DIR/video/<clip stem>.mp4, .mkv or .webm     the clip, already cut
     DIR/video/<YouTube id>.mp4, .mkv or .webm    the whole video; the clip's name says which seconds of it are meant
-`convert` makes a file for torch of OpenL3's weights, which are published for Keras. Videos need ffmpeg. Where the files
-of weights are, and what was checked without them: extras/README.md, "Visual vectors from video".
+and DIR/sound/vggish from the sound of all clips. `convert` makes a file for torch of OpenL3's weights, which are
+published for Keras. Videos need ffmpeg. Where the files of weights are, and what was checked without them:
+extras/README.md, "Visual vectors from video" and "The 2019 transformer".
 
 Shapes: n <= 64 frames of H x W pixels, RGB; D numbers in a vector.
 """
@@ -26,7 +29,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, InputError, read_metadata, recording, replacing, save_array
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError
+from features import fit_clip, read_unlabelled, read_waveform, recording, replacing, save_array
 from features import choose_device, clock, cores, one_line_errors, show_progress
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
@@ -137,6 +141,32 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
 
 
+class VGGish(nn.Module):
+    """VGGish up to its last feedforward layer, 128 outputs; 72,141,184 parameters (Boes 2019, Sec. 3.2.1)
+
+    The PCA, whitening and rounding that AudioSet's published vectors went through are not part of it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        layers, width = [], 1
+        for n_convs, n_channels in ((1, 64), (1, 128), (2, 256), (2, 512)):
+            for _ in range(n_convs):
+                layers += [nn.Conv2d(width, n_channels, 3, padding=1), nn.ReLU()]
+                width = n_channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        # ours: a ReLU at the end, as in the published code of 2019; today's gives the values before it
+        self.embeddings = nn.Sequential(
+            nn.Linear(6 * 4 * 512, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 128), nn.ReLU()
+        )
+
+    def forward(self, x):
+        """Log-mel maps of 0.96 s, (n, 96, 64) -> (n, 128)"""
+        x = self.features(x[:, None])  # (n, 512, 6, 4)
+        return self.embeddings(x.permute(0, 2, 3, 1).flatten(1))  # channels last, as the weights were trained
+
+
 # --- their weights ---------------------------------------------------------------------------------------------------
 
 # ours: of OpenL3's variants the one trained on environmental sound, with 256 mel bins on the audio side
@@ -150,16 +180,20 @@ NETWORKS = {  # name: (network, the file of weights that it wants)
     ),
     "resnet152": (lambda: ResNet((3, 8, 36, 3)), "https://download.pytorch.org/models/resnet152-394f9c45.pth"),
 }
+SOUND_NETWORKS = {
+    "vggish": (VGGish, "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"),
+}
 
 
 def load_network(name, weights, device="cpu"):
-    """Network (openl3, vgg16, tce, resnet152) with the weights of a published file, ready for use.
+    """Network (openl3, vgg16, tce, resnet152; vggish) with the weights of a published file, ready for use.
 
     Raises InputError, with where to find the right file, for one that does not fit in every name and shape.
     """
-    if name not in NETWORKS:
+    networks = NETWORKS | SOUND_NETWORKS
+    if name not in networks:
         raise InputError(f"{name}: no such visual network; there are {', '.join(NETWORKS)}")
-    make, wanted = NETWORKS[name]
+    make, wanted = networks[name]
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets out a dozen kinds for files that are not its own
@@ -296,6 +330,36 @@ def video_embeddings(path, name, weights, start=0.0, device="auto"):
     return clip_vectors(network, read_frames(path, start), f"{path} through {weights}")
 
 
+# --- what VGGish hears: sound -> log-mel maps -> vectors -------------------------------------------------------------
+
+
+def vggish_log_mel(waveform):
+    """(samples,) at 16 kHz -> (n, 96, 64) float32: the log-mel maps that VGGish was trained with, one for each 0.96 s.
+
+    Frames of 25 ms every 10 ms, 64 bands from 125 to 7500 Hz. What is left after the last whole 0.96 s is dropped.
+    """
+    frames = torch.as_tensor(waveform).float().unfold(0, 400, 160) * torch.hann_window(400)  # (k, 400 samples)
+    magnitudes = torch.fft.rfft(frames, 512).abs()  # (k, 257)
+
+    def mel(hertz):
+        return 1127 * np.log1p(np.asarray(hertz) / 700)
+
+    edges = np.linspace(mel(125), mel(7500), 64 + 2)
+    bins = mel(np.arange(257) * SAMPLE_RATE / 512)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bands = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(0)  # (64, 257)
+    log_mel = (magnitudes @ torch.from_numpy(bands.T).float() + 0.01).log()
+    return log_mel[: len(log_mel) // 96 * 96].unflatten(0, (-1, 96))
+
+
+@torch.inference_mode()
+def sound_vectors(network, path):
+    """Sound file -> (10, 128) float32: what VGGish makes of ten seconds (Boes 2019, Sec. 3.2.1)"""
+    # as loud as the file is: VGGish knows loudness, and log(x + 0.01) depends on it
+    maps = vggish_log_mel(fit_clip(read_waveform(path, to_peak=False)))
+    return network(maps.to(next(network.parameters()).device)).cpu().numpy()
+
+
 # --- all clips of a data set -----------------------------------------------------------------------------------------
 
 
@@ -316,9 +380,12 @@ def find_video(folder, filename):
 
 def inventory(root, streams, log):
     """Log what there is of each partition; -> {clip stem: (path, start, seconds)} of the listed clips with a video"""
-    listed, _, _ = read_metadata(root)
-    videos = {}
-    for name, (_, folder) in PARTITIONS.items():
+    tables = {name: root / "metadata" / table for name, (table, _) in PARTITIONS.items()}
+    if any(table.exists() for table in tables.values()):  # extras/boes2019.py needs three of them
+        tables = {name: table for name, table in tables.items() if table.exists()}
+    listed, videos = {name: read_unlabelled(table) for name, table in tables.items()}, {}
+    for name in listed:
+        folder = PARTITIONS[name][1]
         found = {Path(f).stem: video for f in listed[name] if (video := find_video(root / "video", f))}
         counts = {"audio": sum((root / "audio" / folder / f).is_file() for f in listed[name]), "video": len(found)}
         for stream in streams:
@@ -363,6 +430,36 @@ def extract(root, weights, device="auto", log=print):
         log(f"       counted as missing: {error}")
 
 
+def extract_sound(root, weights, device="auto", log=print):
+    """Write root/sound/vggish/<clip stem>.npy, (10, 128) float32, for all sound files in the folders of root/audio.
+
+    weights: file. Files that exist are left alone; sound that cannot be decoded is logged at the end and gets no file.
+    """
+    root, device = Path(root), choose_device(device)
+    folders = [root / "audio" / folder for _, folder in PARTITIONS.values()]
+    sounds = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.is_file()]
+    if not sounds:
+        raise InputError(f"{root / 'audio'}: no sound in the folders of any list; the README shows the layout")
+    network = load_network("vggish", weights, device)
+    targets = {path: root / "sound" / "vggish" / f"{path.stem}.npy" for path in sounds}
+    todo = [path for path in sounds if not targets[path].exists()]
+    broken, started = [], time.monotonic()
+    for done, path in enumerate(todo, 1):
+        try:
+            vectors = sound_vectors(network, path)
+        except InputError as error:
+            broken.append(error)
+        else:
+            if not np.isfinite(vectors).all():
+                raise InputError(f"{path} through {weights}: the network gives no numbers; its weights are not right")
+            save_array(targets[path], vectors)
+        show_progress("extracted", done, len(todo), started)
+    log(f"       {len(todo) - len(broken)} sounds extracted in {clock(time.monotonic() - started)}")
+    log(f"       {len(sounds) - len(todo)} had their files before, {len(broken)} cannot be decoded")
+    for error in broken:
+        log(f"       counted as missing: {error}")
+
+
 def decode_ahead(videos):
     """Yield the frames of each (path, start, seconds), or its InputError, in order; threads decode the next ones"""
 
@@ -391,17 +488,22 @@ def parse_arguments(arguments):
         prog="python -m extras.embeddings", description="Vectors of pretrained networks (extras/README.md)."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("extract", help="fill DIR/visual/NAME from DIR/video; goes on where it was interrupted")
+    make = commands.add_parser(
+        "extract", help="fill DIR/visual from DIR/video, DIR/sound from DIR/audio; goes on where it was interrupted"
+    )
     make.add_argument("root", metavar="DIR", help="data set in the layout of DCASE 2020 task 4")
-    make.add_argument("--visual", nargs="+", required=True, choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
-    make.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one for each NAME, in their order")
+    make.add_argument("--visual", nargs="+", default=[], choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
+    make.add_argument("--sound", nargs="+", default=[], choices=SOUND_NETWORKS, metavar="NAME", help="vggish")
+    make.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one for each NAME, --visual first")
     make.add_argument("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     change = commands.add_parser("convert", help="OpenL3's image network, from Keras to torch; needs h5py")
     change.add_argument("source", metavar="KERAS.h5")
     change.add_argument("target", metavar="OPENL3.pt")
     args = parser.parse_args(arguments)
-    if args.command == "extract" and not len(args.visual) == len(args.weights) == len(set(args.visual)):
-        parser.error("--visual takes different names, and --weights one file for each of them")
+    if args.command == "extract":
+        names = args.visual + args.sound
+        if not 0 < len(names) == len(args.weights) == len(set(names)):
+            parser.error("--visual and --sound take different names, and --weights one file for each of them")
     return args
 
 
@@ -410,7 +512,10 @@ def main(arguments=None):
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
     with one_line_errors("the same command goes on with the clips that are left"):
         if args.command == "extract":
-            extract(args.root, dict(zip(args.visual, args.weights)), args.device)
+            if args.visual:
+                extract(args.root, dict(zip(args.visual, args.weights)), args.device)
+            if args.sound:
+                extract_sound(args.root, args.weights[-1], args.device)
         else:
             convert(args.source, args.target)
 

@@ -2,6 +2,7 @@
 
     plot_clip         log-mel, probabilities and events of a recording
     plot_attention    the cross-attention of one decoder block in ten seconds
+    plot_synchronization  what one step of a clip's sound or picture attends to in the other
     plot_table        the scores of many runs
 
 Needs matplotlib. Pictures are PNG files and appear only when complete.
@@ -106,6 +107,33 @@ def plot_attention(path, log_mel, encoders, weights, frames=()):
         draw_map(panel, w[:FRAMES], (0, seconds, seconds, 0), cmap="magma", vmin=0)  # row 64, the token's, has no time
         panel.set_ylabel(f"{encoder}\nhead {head}")
     panels[-1].set(xlim=(0, seconds), xlabel="seconds that are attended to; downwards: seconds of the output frame")
+    save_figure(figure, path)
+
+
+def plot_synchronization(path, log_mel, stills, weights, query, query_is, first, step):
+    """Write a picture: a clip as log-mel and stills, and what one step attends to, a row per head (Boes 2019, Fig. 4-7)
+
+    log_mel (512, 64); stills: one for each step of the picture, (n, H, W, 3), or none; weights (heads, steps, steps):
+    rows ask; query: the step that asks, marked in the log-mel, or in the stills where query_is "video" and there are
+    some; first: "audio" or "video", what is attended to; step: seconds
+    """
+    n_heads, _, n_steps = weights.shape
+    ratios = [1.4] + [1.0] * (len(stills) > 0) + [0.35 * n_heads]
+    figure, panels = panels_in_a_column(0.6 + 1.05 * sum(ratios), ratios)
+    draw_log_mel(panels[0], log_mel)
+    for k, still in enumerate(stills):
+        draw_map(panels[1], still, (k * step, (k + 1) * step, 0, 1))
+    if len(stills):
+        panels[1].set(ylim=(0, 1), yticks=[], ylabel="video")
+    marked = panels[1 if query_is == "video" and len(stills) else 0]
+    for edge in (query * step, (query + 1) * step):
+        marked.axvline(edge, color="cyan", linewidth=2)
+    extent = (0, n_steps * step, n_heads + 0.5, 0.5)
+    image = draw_map(panels[-1], weights[:, query], extent, cmap="magma", vmin=0)
+    figure.colorbar(image, ax=panels[-1], label="weight", pad=0.01)
+    panels[-1].set_yticks(range(1, n_heads + 1))
+    label = f"seconds of {first} that the marked step of {query_is} attends to"
+    panels[-1].set(ylabel="head", xlim=(0, n_steps * step), xlabel=label)
     save_figure(figure, path)
 
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
@@ -701,3 +702,129 @@ def test_extract_without_videos_or_data_gets_one_line(videos, tmp_path, capsys):
     for folder, message in ((root, no_video), (tmp_path / "no", no_data)):
         error = refused(capsys, "extract", folder, "--visual", "tce", "--weights", "r.pth")
         assert message in error and error.count("\n") == 1
+
+
+# --- VGGish ----------------------------------------------------------------------------------------------------------
+
+
+def vggish_entries():
+    """Names and shapes of the published vggish-10086976.pth"""
+    entries, n_inputs = {}, 1
+    for place, width in zip((0, 3, 6, 8, 11, 13), (64, 128, 256, 256, 512, 512)):
+        entries |= {f"features.{place}.weight": (width, n_inputs, 3, 3), f"features.{place}.bias": (width,)}
+        n_inputs = width
+    for place, n_outputs, n_inputs in ((0, 4096, 12288), (2, 4096, 4096), (4, 128, 4096)):
+        entries |= {f"embeddings.{place}.weight": (n_outputs, n_inputs), f"embeddings.{place}.bias": (n_outputs,)}
+    return entries
+
+
+@pytest.fixture(scope="module")
+def vggish_file(tmp_path_factory):
+    """Weights under the published names, in a small file: but for the first layer, outputs see all inputs alike"""
+    path, weights = tmp_path_factory.mktemp("weights") / "v.pth", random_weights(vggish_entries(), light=True)
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            each = (slice(None), *[slice(1)] * (weight.ndim - 1))
+            weights[name] = (weight[each] / math.prod(weight.shape[1:]) ** 0.5).expand(weight.shape)
+    weights["features.0.weight"] = torch.randn(64, 1, 3, 3)
+    torch.save(weights, path)
+    return path
+
+
+def test_vggish_has_the_published_names_and_size():
+    with torch.device("meta"):
+        network = embeddings.VGGish()
+        assert network(torch.empty(10, 96, 64)).shape == (10, 128)
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == vggish_entries()
+    assert sum(p.numel() for p in network.parameters()) == 72141184
+    assert type(network.embeddings[-1]) is nn.ReLU
+
+
+def test_vggish_layer_by_layer():
+    torch.manual_seed(0)
+    network, x = embeddings.VGGish().eval(), torch.randn(1, 96, 64)
+    state = network.state_dict()
+
+    def conv(x, place):
+        weight, bias = state[f"features.{place}.weight"], state[f"features.{place}.bias"]
+        return nn.functional.conv2d(x, weight, bias, padding=1).relu()
+
+    def pool(x):
+        return x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+
+    y = pool(conv(pool(conv(x[None], 0)), 3))
+    y = pool(conv(conv(pool(conv(conv(y, 6), 8)), 11), 13))  # (1, 512, 6, 4)
+    order = [y[0, channel, t, f] for t in range(6) for f in range(4) for channel in range(512)]  # channels run fastest
+    y = torch.stack(order)
+    for place in (0, 2, 4):
+        y = (state[f"embeddings.{place}.weight"] @ y + state[f"embeddings.{place}.bias"]).relu()
+    with torch.no_grad():
+        assert y.max() > 0 and torch.allclose(network(x)[0], y, atol=1e-6)
+
+
+def test_vggish_hears_96_frames_of_64_bands():
+    rate = 16000
+    sound = np.random.default_rng(0).standard_normal(10 * rate) * 0.1
+    log_mel = embeddings.vggish_log_mel(sound)
+    assert log_mel.shape == (10, 96, 64) and embeddings.vggish_log_mel(sound[:15600]).shape == (1, 96, 64)
+    frame = sound[205 * 160 :][:400] * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400))  # third map, frame 13
+    spectrum = [abs(np.sum(frame * np.exp(-2j * np.pi * k * np.arange(400) / 512))) for k in range(257)]
+    mel = lambda hertz: 1127 * math.log(1 + hertz / 700)  # noqa: E731
+    edges = [mel(125) + k * (mel(7500) - mel(125)) / 65 for k in range(66)]
+    for band in (0, 7, 63):
+        low, centre, high = edges[band : band + 3]
+        total = 0
+        for k, magnitude in enumerate(spectrum):
+            m = mel(k * rate / 512)
+            total += magnitude * max(0, min((m - low) / (centre - low), (high - m) / (high - centre)))
+        assert abs(log_mel[2, 13, band].item() - math.log(total + 0.01)) < 1e-4
+    assert np.allclose(embeddings.vggish_log_mel(np.zeros(16000)), math.log(0.01))
+
+
+def test_extract_fills_the_sound_folder(tmp_path, capsys, vggish_file):
+    root = write_tiny(tmp_path / "set", streams=())
+    shutil.rmtree(root / "audio/train/weak")  # a listed clip need not be there
+    shutil.rmtree(root / "audio/train/unlabel_in_domain"), shutil.rmtree(root / "audio/train/synthetic20")
+    (root / "audio/validation/v0.wav").write_bytes(b"no sound")
+    (root / "audio/validation/v3.wav").unlink()
+    flags = ("extract", str(root), "--sound", "vggish", "--weights", str(vggish_file))
+    embeddings.main(flags)
+    out, folder = capsys.readouterr().out, root / "sound/vggish"
+    stems = {path.stem for path in (root / "audio").rglob("*.wav")} - {"v0"}
+    assert {path.stem for path in folder.iterdir()} == stems and "0 had their files before, 1 cannot be decoded" in out
+    assert "counted as missing" in out and "v0.wav: cannot be decoded" in out
+    vectors, path = np.load(folder / "v1.npy"), root / "audio/validation/v1.wav"
+    assert vectors.shape == (10, 128) and vectors.dtype == np.float32
+    network = embeddings.load_network("vggish", vggish_file)
+    sound = np.concatenate([features.read_waveform(path, to_peak=False), np.zeros(128000, np.float32)])
+    with torch.no_grad():
+        assert np.allclose(vectors, network(embeddings.vggish_log_mel(sound)), atol=1e-4)
+    assert not np.allclose(vectors[0], vectors[9])  # two seconds of noise, then silence
+    # as loud as the file: twice the sound is another one
+    loud, rate = soundfile.read(path)
+    soundfile.write(path, 0.5 * loud, rate)
+    (folder / "v1.npy").unlink()
+    kept = (folder / "v2.npy").stat().st_mtime_ns
+    embeddings.main(flags)
+    assert not np.allclose(np.load(folder / "v1.npy"), vectors) and (folder / "v2.npy").stat().st_mtime_ns == kept
+    # what is wrong
+    assert "not the weights of this network" in refused(capsys, *flags[:-1], other_weights(tmp_path))
+    shutil.rmtree(root / "audio")
+    assert "no sound in the folders of any list" in refused(capsys, *flags)
+    assert "one file for each" in refused(capsys, *flags[:2], "--weights", "w.pth")
+    assert "one file for each" in refused(capsys, *flags, "--visual", "tce")
+
+
+def other_weights(folder):
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, folder / "other.pth")
+    return folder / "other.pth"
+
+
+def test_pictures_of_a_set_with_three_lists(videos, extract):
+    root, _ = videos
+    for table in ("train/synthetic20/soundscapes.tsv", "train/unlabel_in_domain.tsv"):
+        (root / "metadata" / table).unlink()
+    labels = "filename\tevent_labels\nv0.wav\tDog\n"
+    (root / "metadata/validation/validation.tsv").write_text(labels)
+    extract(root)
+    assert "w2.npy" in {path.name for path in (root / "visual/tce").iterdir()}

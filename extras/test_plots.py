@@ -59,6 +59,25 @@ def test_attention_has_a_map_for_each_head_and_eight_frames_of_video(drawn):
     assert with_video[2 + 4].get_ylabel() == "tce\nhead 2"
 
 
+def test_a_step_attends_with_a_row_for_each_head(drawn):
+    weights = np.random.default_rng(0).random((3, 10, 10))
+    stills = np.zeros((10, 4, 4, 3), np.uint8)
+    plots.plot_synchronization("a.png", np.zeros((512, 64)), stills, weights, 4, "audio", "video", 0.96)
+    plots.plot_synchronization("a.png", np.zeros((512, 64)), stills, weights, 9, "video", "audio", 0.96)
+    plots.plot_synchronization("a.png", np.zeros((512, 64)), (), weights, 0, "video", "audio", 0.96)
+    for figure, query, marked, n_panels in zip(drawn, (4, 9, 0), (0, 1, 0), (3, 3, 2)):
+        panels = figure.axes[:-1]  # the last is the colour bar
+        assert len(panels) == n_panels and np.array_equal(panels[-1].images[0].get_array(), weights[:, query])
+        assert panels[-1].images[0].get_extent()[:2] == [0, 9.6]
+        edges = [[line.get_xdata()[0] for line in panel.lines] for panel in panels]
+        want = [[] for _ in panels]
+        want[marked] = [query * 0.96, (query + 1) * 0.96]
+        assert edges == want
+    places = [image.get_extent()[:2] for image in drawn[0].axes[1].images]
+    assert places == [[k * 0.96, (k + 1) * 0.96] for k in range(10)]
+    assert drawn[1].axes[2].get_xlabel() == "seconds of audio that the marked step of video attends to"
+
+
 def test_a_table_has_bars_of_means_and_deviations(drawn):
     columns = {"EBF1": [[0.25, 0.35], [], [0.5]], "PSDS1": [[0.3, None], [None], [0.2]]}
     plots.plot_table("t.png", "Table 5", ["a", "b", "c"], columns, [False, True, True])
