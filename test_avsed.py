@@ -2093,6 +2093,7 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
 
 # --- the house -------------------------------------------------------------------------------------------------------
 
+OLDER = {"extras.plots", "extras.tagging", "extras.toy"}  # what the two older systems take from upstairs
 ARROWS = {  # who may import whom
     "avsed": set(),
     "features": set(),
@@ -2106,6 +2107,7 @@ ARROWS = {  # who may import whom
     "extras.tables": {"avsed", "features", "metrics", "train", "extras.toy", "extras.plots"},
     "extras.score": {"features", "metrics"},
     "extras.tagging": {"features"},
+    "extras.boes2019": {"avsed", "features", "metrics", "extras.embeddings"} | OLDER,
     "extras.benchmark": {"avsed", "features", "metrics", "train", "extras.toy"},
 }
 IN_FUNCTIONS = {"train": {"extras.toy", "extras.cpu"}}  # that need them
