@@ -303,6 +303,8 @@ def test_training_learns(data, monkeypatch):
     states, losses = boes2019.train(config, data, CPU, quiet)
     probabilities, tags = boes2019.ensemble(states[-1:], "public", config, data, CPU)
     assert losses[-1] < losses[0] and ((probabilities > 0.5) == tags).mean() > 0.85
+    p, tags = (x.astype(float) for x in boes2019.ensemble(states[-1:], "validation", config, data, CPU))
+    assert abs(losses[-1] + (tags * np.log(p) + (1 - tags) * np.log(1 - p)).mean()) < 1e-5  # what early stopping sees
 
 
 def test_the_ensemble_averages_probabilities(data):
@@ -327,6 +329,19 @@ def test_one_threshold_for_all_classes():
     scores = {t: metrics.clip_f1(tags, probabilities > t / 100).micro for t in range(1, 100)}
     assert scores[round(100 * boes2019.tune(tags, probabilities))] == max(scores.values())
     assert boes2019.tune(np.array([[True, False]]), np.array([[0.9, 0.1]])) == 0.5  # many are as good
+
+
+def test_the_threshold_is_chosen_on_validation(data, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    state = boes2019.make_network(Config(), data).state_dict()
+    monkeypatch.setattr(boes2019, "train", lambda *_: ([state], [1.0]))
+    report = boes2019.complete_run(Config(), data, {}, tmp_path, CPU, quiet)
+    best = {}
+    for name in ("validation", "public"):
+        probabilities, tags = boes2019.ensemble([state], name, Config(), data, CPU)
+        best[name] = boes2019.tune(tags, probabilities)
+    assert report["threshold"] == best["validation"] != best["public"]
+    assert report["f1"] == metrics.clip_f1(tags, probabilities > best["validation"]).micro
 
 
 # --- Sec. 4, the commands --------------------------------------------------------------------------------------------
@@ -435,7 +450,7 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(boes2019.embeddings, "read_frames", lambda *_: frames)
     (root / "video").mkdir()
     (root / "video/v0.mp4").touch()
-    flags = ("--data", root, "--visual", "openl3", "--out", out, "--epochs", 1, "--batches", 1)
+    flags = ("--data", root, "--visual", "openl3", "--out", out, "--epochs", 2, "--batches", 1)
     command(capsys, *flags, "--attention", "v0.wav", "--step", 4)
     text = command(capsys, *flags, "--attention", "v0.wav", "--system", "audio-video-video-mean-softmax")
     (path, log_mel, stills, weights, query, query_is, first, step), other = drawn
