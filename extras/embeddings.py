@@ -37,7 +37,7 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
 # What ffmpeg may read, whatever a file is called: formats that hold their pictures and sound themselves. A playlist
 # (HLS, DASH, ffconcat, SDP) would have it read any other file, or wait for more of them without end.
 FORMATS = "mov,matroska,avi,flv,asf,mpeg,mpegts,mxf,nut,rm,ogg,mp3,aac,ac3,eac3,dts,amr,aiff,au,caf,flac,wav,w64,ape,wv"
-PATIENCE = 600  # seconds without a result after which ffmpeg is stopped
+PATIENCE = 300  # seconds without a result after which ffmpeg is stopped
 
 
 # --- the networks ----------------------------------------------------------------------------------------------------
@@ -202,8 +202,8 @@ def convert(source, target):
         import h5py
     except ImportError:
         raise InputError("h5py is needed to convert, this once; pip install h5py") from None
-    if Path(source).exists() and Path(target).exists() and Path(target).samefile(source):
-        raise InputError(f"{target}: is the file to convert; name another one for the result")
+    if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
+        raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
     try:
         with h5py.File(source, "r") as file:
             state = openl3_state(file)

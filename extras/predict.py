@@ -378,6 +378,8 @@ def run(args):
     reference = features.read_strong(args.reference)[1] if args.reference else []
     if args.plot or args.attention:
         plots.figure_class()  # without matplotlib, stop before the work
+    if missing := [path for path in args.files if not Path(path).is_file()]:
+        raise InputError(f"{missing[0]}: no such file; mend the name")
     inputs, weight = " + ".join(("log-mel", *trained.data.visual_statistics)), trained.audio_weight
     note(f"model  {args.model} | {inputs}, acoustic weight {weight:g}, tuned for EBF1 | {trained.device.type}")
     print("\t".join(features.EVENT_COLUMNS), flush=True)
