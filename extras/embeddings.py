@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import time
 import warnings
+import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,10 @@ FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 
 SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
 FRAME_BATCH = 16  # frames that go through a network at a time: below 2 GB of memory
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+# What ffmpeg may read, whatever a file is called: formats that hold their pictures and sound themselves. A playlist
+# (HLS, DASH, ffconcat, SDP) would have it read any other file, or wait for more of them without end.
+FORMATS = "mov,matroska,avi,flv,asf,mpeg,mpegts,mxf,nut,rm,ogg,mp3,aac,ac3,eac3,dts,amr,aiff,au,caf,flac,wav,w64,ape,wv"
+PATIENCE = 300  # seconds without a result after which ffmpeg is stopped
 
 
 # --- the networks ----------------------------------------------------------------------------------------------------
@@ -195,6 +200,10 @@ def load_network(name, weights, device="cpu"):
         raise InputError(f"{name}: no such visual network; there are {', '.join(NETWORKS)}")
     make, wanted = networks[name]
     try:
+        if zipfile.is_zipfile(weights):  # torch packs nothing, so what unpacks to more than the file would fill memory
+            with zipfile.ZipFile(weights) as archive:
+                if sum(record.file_size for record in archive.infolist()) > Path(weights).stat().st_size:
+                    raise ValueError("claims more than it holds")
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets out a dozen kinds for files that are not its own
         reason = getattr(error, "strerror", None) or "not a file of tensors"
@@ -209,6 +218,10 @@ def load_network(name, weights, device="cpu"):
         # a plain dict: torch then does not insist on the counters of batches in batch norms, which some files lack
         state = {key: value for key, value in (backbone or state).items() if not key.startswith(heads)}
         network.load_state_dict(state, assign=True)
+        for key, tensor in network.state_dict().items():
+            real = tensor.is_floating_point() or key.endswith("num_batches_tracked")  # neither complex nor quantized
+            if not real or tensor.layout is not torch.strided or tensor.is_meta:
+                raise TypeError(f"{key} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{weights}: not the weights of this network ({reason} ..); {name} wants {wanted}") from None
@@ -223,12 +236,14 @@ def convert(source, target):
         import h5py
     except ImportError:
         raise InputError("h5py is needed to convert, this once; pip install h5py") from None
+    if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
+        raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
     try:
         with h5py.File(source, "r") as file:
             state = openl3_state(file)
         with torch.device("meta"):
             OpenL3Image().load_state_dict(state, assign=True)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
     with replacing(Path(target)) as partial, open(partial, "wb") as file:
@@ -245,17 +260,22 @@ def openl3_state(file):
     def text(name):  # h5py hands out names as bytes or as text, depending on who wrote the file
         return name.decode() if isinstance(name, bytes) else str(name)
 
+    with torch.device("meta"):
+        wanted = OpenL3Image().state_dict()
     state, seen = {}, {"norms": 0, "convs": 0}
     file = file.get("model_weights", file)  # where Keras puts them when it saves a whole model
     for layer in file.attrs["layer_names"]:
         group = file[text(layer)]
-        arrays = [torch.from_numpy(np.asarray(group[text(key)])) for key in group.attrs["weight_names"]]
-        if not arrays:
+        keys = group.attrs["weight_names"]
+        if not len(keys):
             continue  # a layer that learns nothing
-        kind = {2: "convs", 4: "norms"}[len(arrays)]
-        for name, array in zip(("weight", "bias", "running_mean", "running_var"), arrays):
-            array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array
-            state[f"{kind}.{seen[kind]}.{name}"] = array.contiguous()
+        kind = {2: "convs", 4: "norms"}[len(keys)]
+        for part, key in zip(("weight", "bias", "running_mean", "running_var"), keys):
+            name, array = f"{kind}.{seen[kind]}.{part}", group[text(key)]
+            if array.size != wanted[name].numel() or array.dtype.kind != "f":  # not read yet: it may claim terabytes
+                raise ValueError(f"{name} has the shape {array.shape}, {array.dtype}")
+            array = torch.from_numpy(np.asarray(array))
+            state[name] = (array.permute(3, 2, 0, 1) if array.ndim == 4 else array).contiguous()
         seen[kind] += 1
     return state
 
@@ -273,6 +293,33 @@ def find_ffmpeg():
     return path
 
 
+def ffmpeg_command(path, *options):
+    """The beginning of a command that decodes a file; options: of ffmpeg, or for this input"""
+    # no block of memory beyond 256 MiB: more than a picture of 8192 x 8192, or an hour of silence at 16 kHz
+    limits = ["-max_alloc", str(2**28), "-format_whitelist", FORMATS]
+    return [find_ffmpeg(), "-v", "error", "-nostdin", *limits, *options, "-i", f"file:{path}"]
+
+
+def run_ffmpeg(path, options, wanted):
+    """Decode what is done at once -> CompletedProcess, a failed one if it takes longer than PATIENCE.
+
+    It cannot outlive a killed caller for long: it ends with the next picture that nobody takes, or by its own limit.
+    """
+    command = [*ffmpeg_command(path, "-timelimit", str(PATIENCE), *options), *wanted]  # seconds of CPU time
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, -9, b"", b"")
+
+
+def ffmpeg_reason(returncode, stderr):
+    """Why ffmpeg failed, in a few words; none where it did not"""
+    if b"not on whitelist" in stderr:
+        return "a playlist, or a format that is not read"
+    reason = stderr.decode(errors="replace").strip().split("\n")[-1]
+    return reason or returncode and f"ffmpeg ended with {returncode}; it has {PATIENCE} s"
+
+
 def read_frames(path, start=0.0, seconds=CLIP_SECONDS):
     """Video file -> (n, 224, 224, 3) uint8, RGB: 6.4 frames for each of at most 10 seconds, the first at `start`.
 
@@ -281,15 +328,14 @@ def read_frames(path, start=0.0, seconds=CLIP_SECONDS):
     default one, else the largest; it turns the picture as the file asks for.
     Raises InputError where not one frame can be decoded.
     """
+    strip = "crop='min(iw,4*ih)':'min(ih,4*iw)':exact=1"  # the middle of a strip, whose whole would fill the memory
     short_side = f"scale='if(gt(iw,ih),-2,{SIDE})':'if(gt(iw,ih),{SIDE},-2)':flags=bilinear"
-    picture = f"fps={FRAME_RATE}:round=near,{short_side},crop={CROP}:{CROP}"
-    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-ss", str(start), "-i", f"file:{path}", "-an"]
-    command += ["-t", str(min(seconds, CLIP_SECONDS)), "-vf", picture, "-frames:v", str(FRAMES)]
-    command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    picture = f"fps={FRAME_RATE}:round=near,{strip},{short_side},crop={CROP}:{CROP}"
+    wanted = ["-an", "-t", str(min(seconds, CLIP_SECONDS)), "-vf", picture, "-frames:v", str(FRAMES)]
+    done = run_ffmpeg(path, ["-ss", str(start)], [*wanted, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"])
     n = len(done.stdout) // (CROP * CROP * 3)
     if done.returncode or not n:
-        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1] or f"it has no picture at {start} s"
+        reason = ffmpeg_reason(done.returncode, done.stderr) or f"it has no picture at {start} s"
         raise InputError(f"{path}: no video ({reason})")
     return np.frombuffer(done.stdout, np.uint8, n * CROP * CROP * 3).reshape(n, CROP, CROP, 3)
 

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -73,17 +74,35 @@ def sound_blocks(path):
 
 
 def ffmpeg_blocks(path):
-    command = [embeddings.find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-vn", "-ac", "1"]
-    command += ["-af", "aresample=async=1:first_pts=0", "-ar", str(SAMPLE_RATE), "-f", "f32le", "-"]
+    # silence where there is no sound yet, or none for a while; first to 16 kHz, as ffmpeg keeps such silence in memory
+    sound = f"aformat=flt:{SAMPLE_RATE}:mono,aresample=async=1:first_pts=0"
+    command = [*embeddings.ffmpeg_command(path), "-vn", "-af", sound, "-f", "f32le", "-"]
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process,
     ):
-        while block := process.stdout.read(4 * CLIP_SAMPLES):
-            yield np.frombuffer(block, np.float32, len(block) // 4)
-        if process.wait():
-            complaints.seek(0)
-            reason = complaints.read().decode(errors="replace").strip().split("\n")[-1]
+
+        def next_block():
+            timer = threading.Timer(embeddings.PATIENCE, process.kill)
+            timer.start()
+            try:
+                return process.stdout.read(4 * CLIP_SAMPLES)
+            finally:
+                timer.cancel()
+
+        try:
+            while block := next_block():
+                yield np.frombuffer(block, np.float32, len(block) // 4)
+        except BaseException:  # also where nobody wants the rest
+            process.kill()
+            raise
+        returncode = process.wait()
+        complaints.seek(0)
+        said = complaints.read()
+        if b"Failed to compensate" in said:
+            raise InputError(f"{path}: its sound begins, or goes on, after more than an hour of nothing; cut the file")
+        if returncode:
+            reason = embeddings.ffmpeg_reason(returncode, said)
             raise InputError(f"{path}: no sound ({reason}); name a file with sound")
 
 
@@ -114,8 +133,7 @@ def recording_seconds(path):
             return soundfile.info(path).duration
         except (soundfile.SoundFileError, OSError) as error:
             raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
-    command = [embeddings.find_ffmpeg(), "-hide_banner", "-nostdin", "-i", f"file:{path}"]
-    header = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr.decode(errors="replace")
+    header = embeddings.run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
     match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
     return sum(int(number) * unit for number, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
 
@@ -124,9 +142,7 @@ def has_picture(path):
     """Whether a file holds a video; the cover of a music file (0:V leaves such out) is none"""
     if is_sound_file(path):
         return False
-    command = [embeddings.find_ffmpeg(), "-v", "error", "-nostdin", "-i", f"file:{path}", "-map", "0:V"]
-    command += ["-frames:v", "1", "-f", "null", "-"]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    return embeddings.run_ffmpeg(path, [], ["-map", "0:V", "-frames:v", "1", "-f", "null", "-"]).returncode == 0
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -362,6 +378,8 @@ def run(args):
     reference = features.read_strong(args.reference)[1] if args.reference else []
     if args.plot or args.attention:
         plots.figure_class()  # without matplotlib, stop before the work
+    if missing := [path for path in args.files if not Path(path).is_file()]:
+        raise InputError(f"{missing[0]}: no such file; mend the name")
     inputs, weight = " + ".join(("log-mel", *trained.data.visual_statistics)), trained.audio_weight
     note(f"model  {args.model} | {inputs}, acoustic weight {weight:g}, tuned for EBF1 | {trained.device.type}")
     print("\t".join(features.EVENT_COLUMNS), flush=True)

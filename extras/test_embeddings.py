@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,6 +268,9 @@ def test_keras_weights_are_mapped_by_order(tmp_path):
     assert embeddings.openl3_state(whole).keys() == weights.keys()
     torch.save(state, tmp_path / "openl3.pt")
     assert torch.equal(embeddings.load_network("openl3", tmp_path / "openl3.pt").convs[7].bias, weights["convs.7.bias"])
+    file["conv2d_9"]["conv2d_9/bias:0"] = np.broadcast_to(np.float32(0), (2**20, 2**20))  # 4 TiB, if it were read
+    with pytest.raises(ValueError, match=r"convs\.0\.bias has the shape \(1048576, 1048576\)"):
+        embeddings.openl3_state(file)
 
 
 def test_converting_an_h5_file(tmp_path, capsys):
@@ -287,6 +291,11 @@ def test_converting_an_h5_file(tmp_path, capsys):
     embeddings.main(["convert", str(tmp_path / "a.h5"), str(tmp_path / "openl3.pt")])
     network = embeddings.load_network("openl3", tmp_path / "openl3.pt")
     assert torch.equal(network.convs[3].weight, weights["convs.3.weight"])
+    content = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "link.h5").symlink_to("a.h5")
+    for target in ("a.h5", "link.h5", ""):
+        assert "name another file for the result" in refused(capsys, "convert", tmp_path / "a.h5", tmp_path / target)
+    assert (tmp_path / "a.h5").read_bytes() == content
     with h5py.File(tmp_path / "b.h5", "w") as file:
         write(file, fake_keras({**weights, "convs.7.bias": torch.zeros(3)}))
     (tmp_path / "c.h5").write_bytes(b"\x1f\x8bpacked")
@@ -349,6 +358,26 @@ def test_wrong_weights_get_one_sentence(name, wanted, tmp_path):
         embeddings.load_network(name, tmp_path / "none.pth")
     with pytest.raises(InputError, match="no such visual network; there are openl3, vgg16, tce, resnet152"):
         embeddings.load_network("vgg19", path)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    weights, path = random_weights(resnet_entries((3, 4, 6, 3)), light=True), tmp_path / "w.pth"
+    changes = (lambda v: v.to(torch.complex64), lambda v: v.to("meta"), torch.Tensor.to_sparse, torch.Tensor.int)
+    for name in ("conv1.weight", "bn1.running_mean"):
+        for change in changes:
+            torch.save({**weights, name: change(weights[name])}, path)
+            with pytest.raises(InputError, match=f"not the weights of this network .*{name}"):
+                embeddings.load_network("tce", path)
+
+
+def test_packed_weights_are_refused_before_they_fill_memory(tmp_path, monkeypatch):
+    torch.save({"conv1.weight": torch.zeros(10**6)}, tmp_path / "flat.pth")
+    with zipfile.ZipFile(tmp_path / "flat.pth") as flat, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as packed:
+        for name in flat.namelist():
+            packed.writestr(name, flat.read(name))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(InputError, match=r"w\.pth: not a file of tensors"):
+        embeddings.load_network("tce", tmp_path / "w.pth")
 
 
 def test_weights_are_never_executed(tmp_path):
@@ -415,8 +444,9 @@ def test_frames_of_odd_videos(tmp_path, monkeypatch):
     frames = embeddings.read_frames(late)
     assert np.abs(times_shown(frames, times[: len(frames)] - 1)[7:] - times[7 : len(frames)] + 1).max() < 0.09
     assert (times_shown(frames[:6], times[:6]) < 0.09).all()
-    for size in ("321x181", "181x321", "64x48", "2x90"):
-        path = film(tmp_path / "odd.mkv", f"testsrc=s={size}:r=25:d=1", options=("-c:v", "ffv1"))
+    for size in ("321x181", "181x321", "64x48", "2x90", "8192x2", "2x8192", "1x1"):
+        options = ("-c:v", "ffv1", "-pix_fmt", "yuv420p")
+        path = film(tmp_path / "odd.mkv", f"nullsrc=s={size}:r=25:d=1", options=options)
         assert embeddings.read_frames(path).shape == (6, 224, 224, 3)
     path.rename(tmp_path / "pipe:0")
     monkeypatch.chdir(tmp_path)
@@ -469,6 +499,22 @@ def test_videos_that_cannot_be_decoded_get_one_line(tmp_path):
     cut = (tmp_path / "a.mkv").read_bytes()
     (tmp_path / "a.mkv").write_bytes(cut[: len(cut) // 2])  # this format can be read up to where it breaks off
     assert 20 < len(embeddings.read_frames(tmp_path / "a.mkv")) < 45
+
+
+@with_ffmpeg
+def test_a_playlist_is_no_video(tmp_path):
+    film(tmp_path / "other.mkv", "testsrc=s=64x64:r=25:d=2", options=("-c:v", "mpeg4"))
+    film(tmp_path / "other.ts", "testsrc=s=64x64:r=25:d=2", options=("-c:v", "mpeg4"))
+    for content in (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.ts\n",  # HLS: without ENDLIST, more is to come for ever
+        "ffconcat version 1.0\nfile other.mkv\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 31\n",  # SDP
+    ):
+        (tmp_path / "a.mp4").write_text(content)
+        with pytest.raises(InputError, match=r"a\.mp4: no video \(a playlist, or a format that is not read\)$"):
+            embeddings.read_frames(tmp_path / "a.mp4", 0, 1)
+    (tmp_path / "other.ts").rename(tmp_path / "a.mp4")  # a real format under another's name
+    assert len(embeddings.read_frames(tmp_path / "a.mp4")) == 13
 
 
 def test_frames_of_an_ffmpeg_that_fails_do_not_count(tmp_path, monkeypatch):

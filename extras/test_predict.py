@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -238,6 +239,11 @@ def test_sound_of_video_files(tmp_path):
     late = film(tmp_path / "late.mkv", CLOCK.format(14), ["-itsoffset", "1.5", *noise], options=codec)
     sound = np.concatenate(list(predict.read_blocks(late)))
     assert abs(len(sound) - 13.5 * 16000) < 100 and abs(np.flatnonzero(np.abs(sound) > 0.01)[0] - 2.5 * 16000) < 100
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {both.name}\n")
+    hours = film(tmp_path / "hours.mkv", CLOCK.format(1), ["-itsoffset", "5000", *noise], options=codec)
+    for path, message in ((tmp_path / "list.mp4", r"no sound \(a playlist"), (hours, "more than an hour of nothing")):
+        with pytest.raises(features.InputError, match=f"{path.name}: .*{message}"):
+            sum(map(len, predict.read_blocks(path)))
     silent = film(tmp_path / "silent.mkv", CLOCK.format(1))
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     for path in (silent, tmp_path / "broken.mp4", tmp_path / "absent.mp4"):
@@ -274,11 +280,29 @@ def test_the_command_looks_at_the_picture_of_the_file(tmp_path, capsys, monkeypa
     assert lines[3] == "note   a.wav: predicted from sound alone (acoustic weight 1): no picture can be read"
 
 
+def test_an_ffmpeg_that_hangs_is_stopped(tmp_path, monkeypatch):
+    block = f"sys.stdout.write('x' * {4 * 160000}), sys.stdout.flush()"
+    (tmp_path / "ffmpeg").write_text(f"#!{sys.executable} -S\nimport sys, time\n{block}\ntime.sleep(20)\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    started = time.monotonic()
+    blocks = predict.read_blocks("a.mp4")
+    assert len(next(blocks)) == 160000
+    blocks.close()  # nobody wants the rest
+    monkeypatch.setattr(embeddings, "PATIENCE", 0.5)
+    for read in (lambda path: list(predict.read_blocks(path)), embeddings.read_frames):
+        with pytest.raises(features.InputError, match=r"a\.mp4: no \w+ \(ffmpeg ended with -9; it has 0.5 s\)"):
+            read("a.mp4")
+    assert not predict.has_picture("a.mp4") and predict.recording_seconds("a.mp4") == 0
+    assert time.monotonic() - started < 10
+
+
 def test_a_missing_ffmpeg_is_named_where_it_is_needed(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     model = tiny_model(tmp_path / "model.pt")
     run(model, noise_at(tmp_path / "a.wav", 2, (0, 1)))
     capsys.readouterr()
+    (tmp_path / "a.mp4").touch()
     with pytest.raises(SystemExit) as stop:
         run(model, tmp_path / "a.mp4")
     assert stop.value.code == 2 and "error: ffmpeg: not found" in capsys.readouterr().err
@@ -370,7 +394,7 @@ def bad_input(tmp_path):
         "tensor": ([tmp_path / "tensor.pt", wav], "tensor.pt: not the model.pt of a finished run"),
         "garbage": ([tmp_path / "garbage.pt", wav], "garbage.pt: not a checkpoint of this program"),
         "architecture": ([tmp_path / "narrow.pt", wav], "narrow.pt: not the model.pt of a finished run"),
-        "absent file": ([good, tmp_path / "no.wav"], "no.wav: cannot be decoded"),
+        "absent file": ([good, tmp_path / "no.wav"], "no.wav: no such file"),
         "broken": ([good, tmp_path / "broken.wav"], "broken.wav: cannot be decoded"),
         "empty": ([good, tmp_path / "empty.wav"], "empty.wav: holds no audio"),
         "nan": ([good, tmp_path / "nan.wav"], "nan.wav: holds samples that are not finite"),
