@@ -40,6 +40,7 @@ import soundfile
 import torch
 
 SAMPLE_RATE = 16000  # Hz (Boes 2022, Sec. 3.1.2)
+RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
 CLIP_SECONDS = 10  # Boes 2022, Sec. 3.1.1
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE  # 160,000
 WINDOW = 1024  # samples, 64 ms (Boes 2022, Sec. 3.1.2)
@@ -70,16 +71,41 @@ class InputError(Exception):
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
 
 
+def sound_blocks(path):
+    """Sound file -> yields (its rate in Hz, block), where a block is (samples,) float32, channels averaged.
+
+    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
+            # libsndfile takes what it finds; only its log tells: "data : 320000 (should be 160000)". Who writes to a pipe
+            # cannot know the length: in such a wav 2 GB or more stand there and mean nothing, FLAC calls it unknown.
+            promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", file.extra_info, re.M)
+            unknown = file.frames > 2**62
+            no_end = "lacks an end-of-stream bit" in file.extra_info or (unknown and file.format == "OGG")
+            file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
+            n_read = 0
+            while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
+                n_read += len(block)
+                yield file.samplerate, block.mean(1)
+            short = not unknown and n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3 only guesses
+            if short or no_end or any(int(size) < 2e9 for size in promised):
+                raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
+    except InputError:
+        raise
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
+        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
+
+
 def read_waveform(path):
     """Sound file -> (samples,) float32 at 16 kHz: channels averaged, resampled, peak at 1 (Boes 2022, Sec. 3.1.2)"""
     remedy = "mend the file, or delete it: missing clips are fine"
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
-        raise InputError(f"{path}: cannot be decoded ({error}); {remedy}") from None
-    if not samples.size:
+    blocks = list(sound_blocks(path))
+    if not blocks:
         raise InputError(f"{path}: holds no audio; {remedy}")
-    mono = samples.mean(1)
+    rate, mono = blocks[0][0], np.concatenate([block for _, block in blocks])
     divisor = gcd(rate, SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         mono = scipy.signal.resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)

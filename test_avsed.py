@@ -475,6 +475,40 @@ def test_load_audio(tmp_path):
     assert silent.shape == (160000,) and not silent.any()
 
 
+def with_end(ogg, n_samples):
+    """An Ogg file whose last page claims that the sound ends after n_samples, with the checksum that belongs to it"""
+    first = ogg.rfind(b"OggS")
+    page, checksum = bytearray(ogg[first:]), 0
+    page[6:14], page[22:26] = n_samples.to_bytes(8, "little"), bytes(4)
+    for bit in np.unpackbits(page):
+        checksum = (checksum << 1 ^ (checksum >> 31 ^ int(bit)) * 0x04C11DB7) & 0xFFFFFFFF
+    page[22:26] = checksum.to_bytes(4, "little")
+    return ogg[:first] + page
+
+
+def test_less_sound_than_promised_is_refused_and_no_promise_is_none(tmp_path):
+    path, sound = tmp_path / "x", 0.1 * np.random.default_rng(0).standard_normal(12 * 16000)
+
+    def length(content):
+        path.write_bytes(content)
+        return len(features.read_waveform(path))
+
+    whole = {}
+    for kind in ("WAV", "FLAC", "OGG", "AIFF"):
+        soundfile.write(path, sound, 16000, format=kind)
+        whole[kind] = path.read_bytes()
+    assert {kind: length(content) for kind, content in whole.items()} == dict.fromkeys(whole, len(sound))
+    wav, flac, ogg = whole["WAV"], bytearray(whole["FLAC"]), whole["OGG"]
+    size, middle = wav.index(b"data") + 4, len(ogg) // 2
+    flac[21:26] = flac[21] & 0xF0, 0, 0, 0, 0  # the number of samples: 36 bits from byte 21 on
+    assert length(with_end(ogg, len(sound))) == length(wav[:size] + b"\xff" * 4 + wav[size + 4 :]) == len(sound)
+    assert length(flac) == len(sound)  # who writes to a pipe cannot go back and fill in the length
+    damaged = [content[: len(content) // 2] for content in whole.values()] + [wav[:-2], with_end(ogg, 1800 * 16000)]
+    for content in (*damaged, ogg[:middle] + bytes([ogg[middle] ^ 255]) + ogg[middle + 1 :]):
+        with pytest.raises(features.InputError, match="less sound than its header promises|cannot be decoded"):
+            length(content)
+
+
 # --- features.py: tables ---------------------------------------------------------------------------------------------
 
 STRONG_HEADER, WEAK_HEADER = "filename\tonset\toffset\tevent_label", "filename\tevent_labels"
@@ -2008,12 +2042,9 @@ def vectors(array):
     return lambda root: np.save(root / V2, array, allow_pickle=True)
 
 
-def flac_without_length(root):
-    """Whoever writes to a pipe cannot go back and fill in the number of samples: 36 bits from byte 21 on, here zero"""
-    soundfile.write(root / W2, np.zeros(32000), 16000, format="FLAC")
-    content = bytearray((root / W2).read_bytes())
-    content[21:26] = content[21] & 0xF0, 0, 0, 0, 0
-    (root / W2).write_bytes(content)
+def cut(root):
+    write_wav(root / W2, np.zeros(32000))
+    (root / W2).write_bytes((root / W2).read_bytes()[:-2])
 
 
 def without_training_video(root):
@@ -2037,7 +2068,8 @@ BAD = {
     r"w2\.wav: holds no audio": sound(np.zeros(0)),
     r"w2\.wav: holds samples that are not finite": sound(np.full(100, np.nan)),
     r"w2\.wav: cannot be decoded \(.*; mend": bytes_at(W2, b"RIFF and nothing else"),
-    r"w2\.wav: cannot be decoded": flac_without_length,
+    r"w2\.wav: holds less sound than its header promises": cut,
+    r"w2\.wav: 999 samples per second, not 1000 to 400000": lambda root: write_wav(root / W2, np.zeros(99), 999),
     "visual/openl3: no such folder": lambda root: shutil.rmtree(root / "visual"),
     "visual/openl3: no file for any training clip": without_training_video,
     r"\.npy: has the shape \(63, 6\) where \(64, D\)": one_vector_short,

@@ -54,22 +54,13 @@ def read_blocks(path):
     silence before it. Raises InputError where there is no sound, or none that can be decoded.
     """
     heard = False
-    for block in sound_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
+    for block in resampled(features.sound_blocks(path)) if is_sound_file(path) else ffmpeg_blocks(path):
         if not np.isfinite(block).all():
             raise InputError(f"{path}: holds samples that are not finite; mend the file")
         heard = heard or len(block) > 0
         yield block
     if not heard:
         raise InputError(f"{path}: holds no audio; name a file with sound")
-
-
-def sound_blocks(path):
-    try:
-        with soundfile.SoundFile(path) as file:
-            blocks = file.blocks(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)
-            yield from resampled((block.mean(1) for block in blocks), file.samplerate)
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
-        raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
 
 
 def ffmpeg_blocks(path):
@@ -87,24 +78,25 @@ def ffmpeg_blocks(path):
             raise InputError(f"{path}: no sound ({reason}); name a file with sound")
 
 
-def resampled(blocks, rate):
-    """Blocks of one recording -> blocks at 16 kHz.
+def resampled(blocks):
+    """(rate, block) pairs of one recording, which `features.sound_blocks` yields -> blocks at 16 kHz.
 
     equals: scipy.signal.resample_poly of the whole. Its filter reaches 10 * max(up, down) / up samples to either side,
     so a block is resampled once that much of what follows is known, together with what went before. All cuts are at
     multiples of `down`: there the two grids meet.
     """
-    up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
-    margin = 11 * down
     known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
-    for block in blocks:
+    for rate, block in blocks:
+        up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+        margin = 11 * down
         known = np.concatenate([known, block])
         ready = (len(known) - margin) // down * down
         if ready > done:
             yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
             forget = max(0, ready - margin)
             known, done = known[forget:], ready - forget
-    yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
+    if len(known):
+        yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
 
 
 def recording_seconds(path):
@@ -112,7 +104,7 @@ def recording_seconds(path):
     if is_sound_file(path):
         try:
             return soundfile.info(path).duration
-        except (soundfile.SoundFileError, OSError) as error:
+        except Exception as error:  # soundfile lets out several kinds for damaged headers
             raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
     command = [embeddings.find_ffmpeg(), "-hide_banner", "-nostdin", "-i", f"file:{path}"]
     header = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr.decode(errors="replace")
