@@ -21,8 +21,10 @@ C classes.
 
 import hashlib
 import os
+import platform
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -52,6 +54,9 @@ FRAMES = 64  # T: outputs of the network and visual vectors per clip (Boes 2022,
 FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the network pools time by 8; not 10 s / 64
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
 RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change the section "audio"
+DAY = 86_400  # s: no recording is longer, so a later time is in other units, or damaged
+# where the number of a process means one process: a machine, or a container of several with one name
+MACHINE = platform.node() + (f"-{os.stat(p).st_ino}" if os.path.exists(p := "/proc/self/ns/pid") else "")
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 
 PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them out (Boes 2022, Sec. 3.1.1, Table 2)
@@ -80,8 +85,8 @@ def sound_blocks(path):
         with soundfile.SoundFile(path) as file:
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
-            # libsndfile takes what it finds; only its log tells: "data : 320000 (should be 160000)". Who writes to a pipe
-            # cannot know the length: in such a wav 2 GB or more stand there and mean nothing, FLAC calls it unknown.
+            # libsndfile takes what is there, only its log tells: "data : 320000 (should be 160000)". Who writes to a
+            # pipe cannot know the length: in such a wav 2 GB or more stand there, and mean nothing; FLAC says: unknown.
             promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", file.extra_info, re.M)
             unknown = file.frames > 2**62
             no_end = "lacks an end-of-stream bit" in file.extra_info or (unknown and file.format == "OGG")
@@ -90,7 +95,7 @@ def sound_blocks(path):
             while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
                 n_read += len(block)
                 yield file.samplerate, block.mean(1)
-            short = not unknown and n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3 only guesses
+            short = not unknown and n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # MP3 guesses
             if short or no_end or any(int(size) < 2e9 for size in promised):
                 raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
     except InputError:
@@ -186,6 +191,13 @@ def read_table(path, columns):
     return rows
 
 
+def number(text):
+    """A cell -> float; ValueError for what is one to Python alone: 1_0, digits of other scripts"""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def check_filename(place, name):
     """A name from a data set's table must name a file in the partition's own folder, never one elsewhere."""
     if name in (".", "..") or re.search(r"[/\\\0]", name):
@@ -208,12 +220,13 @@ def read_strong(path, classes=None, of_system=False):
         if not (onset or offset or label):
             continue
         try:
-            start, end = float(onset), float(offset)
+            start, end = number(onset), number(offset)
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
-        if not (0 <= start < end < np.inf or (of_system and 0 <= start == end < np.inf)):
+        if not (0 <= start < end <= DAY or (of_system and 0 <= start == end <= DAY)):
             raise InputError(
-                f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}; correct or delete the row"
+                f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}, in seconds and within a day; "
+                "correct or delete the row"
             )
         if not label:
             raise InputError(f"{place}: an event without a label; name the class or empty the whole row")
@@ -362,6 +375,8 @@ def read_metadata(root):
     listed["unlabelled"] = read_unlabelled(tables["unlabelled"])
     # ours: the classes are those that training can teach, from strong and weak labels together
     classes = sorted({label for *_, label in events["strong"]}.union(*listed["weak"].values()))
+    if not classes:
+        raise InputError(f"{tables['strong']}, {tables['weak']}: hold no label; there must be a class to learn")
     for name in ("validation", "public"):
         listed[name], events[name] = read_strong(tables[name], classes)
     return listed, events, classes
@@ -404,6 +419,8 @@ def drop_tested_clips(partitions, log):
 
 def visual_stems(folder):
     """Names (without .npy) of the clips that have a visual stream"""
+    if folder.name == "log-mel":
+        raise InputError(f"{folder}: a visual stream cannot have the name of what is heard; rename the folder")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video"
@@ -418,13 +435,14 @@ def add_log_mel(part, cache, log):
 
     def make(folder):
         durations = []
-        with array_file(folder / "log_mel.npy", (len(paths), MEL_FRAMES, MELS), np.float32) as write:
+        with array_file(folder / "log_mel.npy", *wanted["log_mel"]) as write:
             for waveforms in in_chunks(read_waveform, paths, f"log-mel of {part.name}", log):
                 write(log_mel(np.stack([fit_clip(w) for w in waveforms])).numpy())
                 durations += [len(w) / SAMPLE_RATE for w in waveforms]
         np.save(folder / "durations.npy", durations)
 
-    arrays = cached(cache / f"{part.name}-log_mel-{key}", make)
+    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
+    arrays = cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
 
@@ -463,7 +481,8 @@ def add_visual(part, folder, stems, example, cache, log):
         if n_bad := len(here) - sum(present):
             log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
 
-    arrays = cached(cache / f"{part.name}-visual-{stream}-{key}", make)
+    wanted = {"visual": (shape, example.dtype), "present": ((len(paths),), bool)}
+    arrays = cached(cache / f"{part.name}-visual-{stream}-{key}", make, wanted)
     part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
     return key
 
@@ -486,7 +505,8 @@ def read_visual(path, example=None):
     if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types or not vectors.dtype.isnative:
         found = getattr(vectors, "dtype", "an archive")
         raise InputError(f"{path}: must be an array of {' or '.join(types)}, {shape}, not {found}; convert it")
-    if vectors.ndim != 2 or len(vectors) != FRAMES or (example is not None and vectors.shape != example.shape):
+    wrong = vectors.ndim != 2 or len(vectors) != FRAMES or not vectors.size
+    if wrong or (example is not None and vectors.shape != example.shape):
         raise InputError(f"{path}: has the shape {vectors.shape} where {shape} is wanted, one row per 0.156 s")
     return vectors
 
@@ -507,7 +527,9 @@ def statistics(partitions, visual, cache, key):
             present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
             np.save(folder / f"visual-{stream}.npy", mean_and_std([part.visual[stream] for part in training], present))
 
-    arrays = cached(cache / "-".join(("statistics", *visual, key)), make)
+    widths = {"log-mel": MELS} | {f"visual-{s}": training[0].visual[s].shape[2] for s in visual}
+    wanted = {name: ((2, width), np.float32) for name, width in widths.items()}
+    arrays = cached(cache / "-".join(("statistics", *visual, key)), make, wanted)
     return tuple(arrays["log-mel"]), {stream: tuple(arrays[f"visual-{stream}"]) for stream in visual}
 
 
@@ -535,9 +557,10 @@ def fingerprint(paths, *more):
     return digest.hexdigest()[:16]
 
 
-def cached(folder, make):
+def cached(folder, make, wanted):
     """The arrays in a folder of the cache, memory-mapped: dict of name -> array. Where it is missing, make writes them.
 
+    wanted: dict of name -> (shape, type)
     The folder's name ends in the key of what it was made from. It appears only when complete; those of the same thing
     with another key, now out of date, go.
     """
@@ -551,9 +574,15 @@ def cached(folder, make):
                 shutil.rmtree(old, ignore_errors=True)
     try:
         # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        return {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in folder.glob("*.npy")}
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{folder}: the cache is damaged ({error}); delete this folder") from None
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        for name, array in arrays.items():
+            few = array.ndim < 3 and array.dtype != bool  # durations; means and deviations
+            wrong = few and not (np.isfinite(array).all() and (np.atleast_2d(array)[-1] > 0).all())
+            if wrong or (array.shape, array.dtype) != wanted[name]:
+                raise ValueError(f"{name}.npy holds something else")
+        return arrays
+    except Exception as error:  # numpy lets out a dozen kinds for damaged files
+        raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
 
 
 @contextmanager
@@ -580,15 +609,33 @@ def in_chunks(function, items, label, log, size=50):
 
 @contextmanager
 def replacing(path):
-    """A name to write to; the file or folder written there becomes `path`, so it appears only when complete"""
+    """A name to write to; the file or folder written there becomes `path`, so it appears only when complete.
+
+    What killed processes left half-written beside it goes. Raises InputError where nothing can be written.
+    """
     path = Path(path)
-    partial = path.with_name(f"{path.name}-{uuid.uuid4().hex}.partial")  # no other process or machine uses it
+    for old in path.parent.glob(f"{MACHINE}-*-{'[0-9a-f]' * 32}.partial") if os.name == "posix" else ():
+        try:
+            os.kill(int(old.name.split("-")[-2]), 0)  # signal 0 does nothing but look whether the process runs
+        except ProcessLookupError:
+            discard(old)
+        except OSError:  # it runs, and is another user's
+            pass
+    partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
     try:
         yield partial
         if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
             os.replace(partial, path)
+    except BrokenPipeError:  # of what is printed meanwhile
+        raise
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        discard(partial)
+
+
+def discard(path):
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_array(path, array):
@@ -602,10 +649,21 @@ def save_array(path, array):
 def one_line_errors(hint):
     """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None if closed
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that the terminal cannot show stop nothing
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
     try:
         yield
-    except (InputError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's word for MemoryError
+            raise
+        if isinstance(error, BrokenPipeError):  # nobody reads on; without this, Python would complain at its end, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; {hint}")
@@ -628,6 +686,10 @@ def clock(seconds):
     return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def first_line(error):
+    return str(error).strip().split("\n")[0][:80]
+
+
 def cores():
     """CPU cores that this process may use"""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -639,7 +701,6 @@ def choose_device(name):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"--device {name}: not available here ({reason}); use --device auto") from None
+    except Exception as error:  # each kind of device that is absent has its own
+        raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
     return torch.device(name)

@@ -548,6 +548,9 @@ BAD_ROWS = {
     "a.wav\t1\tinf\tA": "here 1 and inf",
     "a.wav\tnan\t1\tA": "here nan and 1",
     "a.wav\tearly\t2\tA": "onset 'early'",
+    "a.wav\t0.2_5\t2\tA": "onset '0.2_5'",
+    "a.wav\t1\t２\tA": "offset '２' must be numbers",
+    "a.wav\t1\t86400.1\tA": "here 1 and 86400.1, in seconds and within a day",
     "a.wav\t1\t\tA": "offset '' must be numbers",
     "a.wav\t1\t2\t": "an event without a label",
     "a.wav\t1\t2\tFox": "the class 'Fox' occurs in no training clip",
@@ -735,7 +738,10 @@ def test_odd_but_harmless_folders(tmp_path):
     data = features.load_dataset(root, ["openl3"], log=quiet)
     assert data.partitions["weak"].filenames[-1] == "w2.wav"
     assert data.partitions["weak"].tags.tolist() == [[True, True], [True, False], [False, True]]
-    (root / "visual/openl3").rename(root / "visual/other")
+    (root / "visual/openl3").rename(root / "visual/log-mel")
+    with pytest.raises(features.InputError, match="visual/log-mel: a visual stream cannot have the name"):
+        features.load_dataset(root, ["log-mel"], log=quiet)
+    (root / "visual/log-mel").rename(root / "visual/other")
     renamed = features.load_dataset(root, ["other"], log=quiet)
     assert np.array_equal(renamed.visual_statistics["other"], data.visual_statistics["openl3"])
     assert renamed.identity(["other"]) == data.identity(["openl3"]) != data.identity([])
@@ -812,26 +818,29 @@ def test_cache_appears_only_when_complete(tmp_path, monkeypatch):
 
 
 def test_of_two_that_fill_the_cache_at_once_the_first_one_wins(tmp_path):
-    folder, array = tmp_path / "cache/x-0123456789abcdef", np.arange(3)
+    folder, array = tmp_path / "cache/x-0123456789abcdef", np.arange(1, 4)
+    wanted = {"array": ((3,), np.int64)}
 
     def make(into):
-        features.cached(folder, lambda faster: np.save(faster / "array.npy", array))
+        features.cached(folder, lambda faster: np.save(faster / "array.npy", array), wanted)
         np.save(into / "array.npy", array + 1)
 
-    assert np.array_equal(features.cached(folder, make)["array"], array)
+    assert np.array_equal(features.cached(folder, make, wanted)["array"], array)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_damaged_cache_is_named(tmp_path):
     root = write_tiny(tmp_path)
     features.load_dataset(root, ["openl3"], log=quiet)
-    for name in ("weak-log_mel", "weak-visual-openl3", "statistics"):
-        (folder,) = (root / "cache").glob(f"{name}-*")
-        for path in folder.iterdir():
-            path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(features.InputError, match=f"{folder}: the cache is damaged .*; delete this folder"):
-            features.load_dataset(root, ["openl3"], log=quiet)
-        shutil.rmtree(folder)
+    damages = [lambda array: array[:1], lambda array: array.astype(complex), lambda array: array * np.nan]
+    for name in ("log_mel", "durations", "visual", "present", "log-mel", "visual-openl3"):
+        path = next((root / "cache").glob(f"*/{name}.npy"))
+        content, array = path.read_bytes(), np.load(path)
+        for damage in (None, *damages[: 3 if array.ndim < 3 else 2]):  # nan among much sound is not looked for
+            path.write_bytes(content[:-100]) if damage is None else np.save(path, damage(array))
+            with pytest.raises(features.InputError, match=f"{path.parent}: the cache is damaged .*; delete this"):
+                features.load_dataset(root, ["openl3"], log=quiet)
+        path.write_bytes(content)
     features.load_dataset(root, ["openl3"], log=quiet)
 
 
@@ -1914,10 +1923,15 @@ def test_a_folder_at_work_and_changed_labels_are_refused(tmp_path, capsys, one_b
 def test_the_cache_of_a_read_only_data_set_is_beside_the_run(tmp_path, monkeypatch):
     root = write_tiny(tmp_path / "set")
     monkeypatch.setattr(train, "complete_run", lambda *_: None)
-    for mode, folder in ((0o555, tmp_path / "runs/cache-set"), (0o755, root / "cache")):
+    for mode, pattern in ((0o555, "runs/cache-set-*"), (0o755, "set/cache")):
         root.chmod(mode)
         run("--data", root, "--out", tmp_path / "runs/r")
+        (folder,) = tmp_path.glob(pattern)
         assert len(list(folder.iterdir())) == 6 and ((root / "cache").exists() == (mode == 0o755))
+    other = write_tiny(tmp_path / "other/set")  # of the same name
+    other.chmod(0o555)
+    run("--data", other, "--out", tmp_path / "runs/r")
+    assert len(list((tmp_path / "runs").glob("cache-set-*"))) == 2
 
 
 # --- train.py: tuning and scoring (Boes 2022, Sec. 3.1.3, 3.2.2) -----------------------------------------------------
@@ -2052,9 +2066,13 @@ def without_training_video(root):
         path.unlink()
 
 
-def one_vector_short(root):
-    for path in (root / "visual/openl3").iterdir():
-        np.save(path, np.load(path)[1:])
+def all_vectors(part):
+    return lambda root: [np.save(path, np.load(path)[part]) for path in (root / "visual/openl3").iterdir()]
+
+
+def without_labels(root):
+    bytes_at(WEAK, f"{WEAK_HEADER}\nw2.wav\t".encode())(root)
+    bytes_at("metadata/train/synthetic20/soundscapes.tsv", f"{STRONG_HEADER}\n00.wav".encode())(root)
 
 
 BAD = {
@@ -2063,6 +2081,7 @@ BAD = {
     r"weak\.tsv, line 1: no column filename, event_labels; ": bytes_at(WEAK, b""),
     r"weak\.tsv: cannot be read as text": bytes_at(WEAK, b"\xff\xfe\x00"),
     r"weak\.tsv, line 2: .* not a plain file name": bytes_at(WEAK, f"{WEAK_HEADER}\n../a.wav\tDog".encode()),
+    r"weak\.tsv: hold no label": without_labels,
     "the list of 'public' is empty": bytes_at("metadata/eval/public.tsv", STRONG_HEADER.encode()),
     r"audio/eval/public: none of the 3 clips": lambda root: shutil.rmtree(root / "audio/eval"),
     r"w2\.wav: holds no audio": sound(np.zeros(0)),
@@ -2072,8 +2091,9 @@ BAD = {
     r"w2\.wav: 999 samples per second, not 1000 to 400000": lambda root: write_wav(root / W2, np.zeros(99), 999),
     "visual/openl3: no such folder": lambda root: shutil.rmtree(root / "visual"),
     "visual/openl3: no file for any training clip": without_training_video,
-    r"\.npy: has the shape \(63, 6\) where \(64, D\)": one_vector_short,
+    r"\.npy: has the shape \(63, 6\) where \(64, D\)": all_vectors(np.s_[1:]),
     r"w2\.npy: has the shape \(64, 7\) where \(64, 6\)": vectors(np.zeros((64, 7), np.float16)),
+    r"\.npy: has the shape \(64, 0\)": all_vectors(np.s_[:, :0]),
     r"w2\.npy: must be an array of float16, .* not int16": vectors(np.zeros((64, 6), np.int16)),
     r"w2\.npy: must be an array of float16, .* not float32": vectors(np.zeros((64, 6), np.float32)),
     r"w2\.npy: must be an array of float16, .* not >f2": vectors(np.zeros((64, 6), ">f2")),

@@ -10,15 +10,13 @@ cannot be seen. Its scores say nothing about real data.
 
 import argparse
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import scipy.signal
 import soundfile
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors, replacing
 
 VERSION = 2  # change it whenever make_toy writes other bytes
 CLIPS = {"strong": 80, "weak": 120, "unlabelled": 60, "validation": 60, "public": 80}
@@ -38,19 +36,18 @@ def make_toy(root, seed=0):
     """
     root = Path(root).absolute()
     marker, recipe = root / "toy.json", json.dumps({"toy": VERSION, "seed": seed}) + "\n"
-    if marker.is_file() and marker.read_text() == recipe:
+    if marker.is_file() and marker.read_bytes() == recipe.encode():
         return
     if root.exists() and any(root.iterdir()):  # perhaps with something that is the user's own
         other = "toy data of another version or seed" if marker.is_file() else "something other than the toy data set"
         raise InputError(f"{root}: holds {other}; move it away")
+    if root.exists():
+        root.rmdir()  # empty
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{root.name}-", suffix=".partial", dir=root.parent) as folder:
-        whole = Path(folder) / root.name
+    with replacing(root) as whole:  # if another run is faster, its folder stays
         for number, name in enumerate(PARTITIONS):
             write_partition(whole, name, number, seed)
-        (whole / marker.name).write_text(recipe)
-        if not (marker.is_file() and marker.read_text() == recipe):  # else another run was faster
-            os.replace(whole, root)
+        (whole / marker.name).write_text(recipe, encoding="utf-8")
 
 
 def write_partition(root, name, number, seed):
@@ -80,7 +77,7 @@ def write_partition(root, name, number, seed):
         if not strong and i not in without_video:
             for stream, width in STREAMS.items():
                 np.save(root / "visual" / stream / f"{stem}.npy", make_vectors(rng, events, seconds, width))
-    table.write_text("\n".join(rows) + "\n")
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 # --- one clip --------------------------------------------------------------------------------------------------------
