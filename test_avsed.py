@@ -1058,10 +1058,11 @@ def test_f1_of_classes_that_are_only_there_or_only_found():
 
 
 @pytest.mark.parametrize("start", range(0, 400, 100))
-def test_f1_equals_its_definition(start):
+def test_f1_equals_its_definition(start, monkeypatch):
     for seed in range(start, start + 100):
         truth, points, durations, classes = nasty_case(seed)
-        for collars in ((), (0.5, 0.5), (2.5, 0.0)):
+        for collars, many in (((), 1e7), ((0.5, 0.5), 1e7), ((0.5, 0.5), -1), ((2.5, 0.0), 1e7), ((2.5, 0.0), -1)):
+            monkeypatch.setattr(metrics, "MANY_PAIRS", many)  # -1: as in tables that crowd one moment
             both("event_f1", truth, points[0], classes, *collars)
         for seconds, resolution in ((None, 1.0), (durations, 1.0), (durations, 0.3)):
             both("segment_f1", truth, points[0], classes, seconds, resolution)
@@ -1359,6 +1360,14 @@ def test_one_long_file_is_not_quadratic():
         ]
     )
     assert scores == [1.0, 1.0, 1.0] and peak < 1e8  # bytes; all pairs would take gigabytes
+    crowd, endless = [("long", 1.0, 2.0, "A")] * 4000, [("long", 0.0, 2e8, "A"), ("other", 0.5, 1e8, "A")]
+    scores, peak = peak_memory(
+        lambda: [
+            metrics.event_f1(crowd, crowd[1000:], ["A"]).micro,
+            metrics.segment_f1(endless, endless[1:], ["A"]).micro,
+        ]
+    )
+    assert scores == [6 / 7, 0.5] and peak < 1e8
 
 
 def test_bad_arguments_are_named():
