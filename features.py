@@ -333,10 +333,6 @@ def load_dataset(root, visual=(), cache=None, log=print):
     Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: no such folder; --data wants one with the sub-folders audio and metadata (README, 'Real data')"
-        )
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
@@ -366,6 +362,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
 
 def read_metadata(root):
     """The five tables -> clips of each partition (of `weak`: with their labels), events of each, sorted class names"""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; a data set has sub-folders audio and metadata (README, 'Real data')")
     # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
     metadata = root / "metadata" if (root / "metadata").is_dir() else root
     tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
@@ -649,10 +647,11 @@ def save_array(path, array):
 def one_line_errors(hint):
     """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None if closed
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that the terminal cannot show stop nothing
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # names that the terminal cannot show stop nothing
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
     try:
