@@ -89,14 +89,15 @@ def sound_blocks(path):
             # pipe cannot know the length: in such a wav 2 GB or more stand there, and mean nothing; FLAC says: unknown.
             promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", file.extra_info, re.M)
             unknown = file.frames > 2**62
-            no_end = "lacks an end-of-stream bit" in file.extra_info or (unknown and file.format == "OGG")
+            lost = re.search("lacks an end-of-stream|Junk after the last page|reports a hole", file.extra_info)  # Ogg
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
             n_read = 0
             while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
                 n_read += len(block)
                 yield file.samplerate, block.mean(1)
             short = not unknown and n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # MP3 guesses
-            if short or no_end or any(int(size) < 2e9 for size in promised):
+            short = short or lost or (unknown and file.format == "OGG")
+            if short or any(int(size) < 2e9 for size in promised):
                 raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
     except InputError:
         raise
