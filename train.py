@@ -10,6 +10,7 @@ loop, tuning and scoring, the command. The README's section "To try something el
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
@@ -593,8 +594,10 @@ class Log:
 
 def save(content, path):
     """torch.save that leaves either the old file or the new one, never half of it"""
-    with features.replacing(path) as partial, open(partial, "wb") as file:
-        torch.save(content, file)
+    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+    torch.save(content, buffer)
+    with features.replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load(path, remedy="delete it and start again"):
