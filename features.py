@@ -171,24 +171,20 @@ def read_table(path, columns):
         raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
     header = lines[0].split("\t")
     if missing := [name for name in columns if name not in header]:
-        raise InputError(
-            f"{path}, line 1: no column {', '.join(missing)}; "
-            f"the first line must name the columns {', '.join(columns)}, separated by tabs"
-        )
+        wanted = f"the first line must name the columns {', '.join(columns)}, separated by tabs"
+        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; {wanted}")
     where = [header.index(name) for name in columns]
     rows = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
-        cells = [cell.strip() for cell in line.split("\t")]
+        cells, place = [cell.strip() for cell in line.split("\t")], f"{path}, line {number}"
         cells += [""] * (len(header) - len(cells))  # some editors cut the trailing tabs of a clip without events
         if len(cells) > len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}; correct the tabs"
-            )
+            raise InputError(f"{place}: {len(cells)} columns where the header has {len(header)}; correct the tabs")
         if not cells[where[0]]:
-            raise InputError(f"{path}, line {number}: empty {columns[0]}; name the clip or delete the row")
-        rows.append((f"{path}, line {number}", [cells[i] for i in where]))
+            raise InputError(f"{place}: empty {columns[0]}; name the clip or delete the row")
+        rows.append((place, [cells[i] for i in where]))
     return rows
 
 
@@ -202,9 +198,7 @@ def number(text):
 def check_filename(place, name):
     """A name from a data set's table must name a file in the partition's own folder, never one elsewhere."""
     if name in (".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(
-            f"{place}: {name!r} is not a plain file name; the audio folder is implied, so give the name alone"
-        )
+        raise InputError(f"{place}: {name!r} is not a plain file name; give the name alone, without folders")
     return name
 
 
@@ -225,16 +219,12 @@ def read_strong(path, classes=None, of_system=False):
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
         if not (0 <= start < end <= DAY or (of_system and 0 <= start == end <= DAY)):
-            raise InputError(
-                f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}, in seconds and within a day; "
-                "correct or delete the row"
-            )
+            times = f"0 <= onset < offset, here {onset} and {offset}, in seconds and within a day"
+            raise InputError(f"{place}: an event needs {times}; correct or delete the row")
         if not label:
             raise InputError(f"{place}: an event without a label; name the class or empty the whole row")
         if classes is not None and label not in classes:
-            raise InputError(
-                f"{place}: the class {label!r} occurs in no training clip; correct the label, or add training clips"
-            )
+            raise InputError(f"{place}: the class {label!r} occurs in no training clip; correct it, or add such clips")
         events.append((name, start, end, label))
     return list(filenames), events
 
@@ -344,10 +334,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
         if not part.listed:
             raise InputError(f"{root}: the list of '{part.name}' is empty; see metadata/{PARTITIONS[part.name][0]}")
         if not part.filenames:
-            raise InputError(
-                f"{part.folder}: none of the {part.listed} clips listed for '{part.name}' is there; "
-                "put their audio into this folder"
-            )
+            listed = f"none of the {part.listed} clips listed for '{part.name}' is there"
+            raise InputError(f"{part.folder}: {listed}; put their audio into this folder")
     cache = Path(cache or root / "cache")
     keys = [add_log_mel(part, cache, log) for part in partitions.values()]
     for stream in visual:
@@ -355,9 +343,7 @@ def load_dataset(root, visual=(), cache=None, log=print):
         example = example_of(partitions, folder, stems[stream])
         keys += [add_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
         if not any(partitions[name].present[stream].any() for name in TRAINING):
-            raise InputError(
-                f"{folder}: the vectors of all training clips hold values that are not finite; make them anew"
-            )
+            raise InputError(f"{folder}: the vectors of all training clips hold values that are not finite; redo them")
     return DataSet(classes, partitions, *statistics(partitions, visual, cache, fingerprint((), keys)))
 
 
@@ -421,9 +407,7 @@ def visual_stems(folder):
     if folder.name == "log-mel":
         raise InputError(f"{folder}: a visual stream cannot have the name of what is heard; rename the folder")
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video"
-        )
+        raise InputError(f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip")
     return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
 
 
@@ -451,9 +435,7 @@ def example_of(partitions, folder, stems):
     for stem in (Path(f).stem for name in TRAINING for f in partitions[name].filenames):
         if stem in stems:
             return read_visual(folder / f"{stem}.npy")
-    raise InputError(
-        f"{folder}: no file for any training clip; put <clip name>.npy there, (64, D), one per clip that has video"
-    )
+    raise InputError(f"{folder}: no file for any training clip; put (64, D) arrays there, named <clip name>.npy")
 
 
 def add_visual(part, folder, stems, example, cache, log):
@@ -495,10 +477,8 @@ def read_visual(path, example=None):
         with NPY_HEADERS:
             vectors = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy lets out a dozen kinds for damaged files
-        raise InputError(
-            f"{path}: cannot be read as a .npy array ({' '.join(str(error).split())[:150]}); "
-            "write it anew with numpy.save, or delete it: missing video is fine"
-        ) from None
+        remedy = "write it anew with numpy.save, or delete it: missing video is fine"
+        raise InputError(f"{path}: cannot be read as a .npy array ({first_line(error)}); {remedy}") from None
     shape = "(64, D)" if example is None else f"(64, {example.shape[1]})"
     types = ("float16", "float32") if example is None else (example.dtype.name,)
     if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types or not vectors.dtype.isnative:
@@ -559,9 +539,8 @@ def fingerprint(paths, *more):
 def cached(folder, make, wanted):
     """The arrays in a folder of the cache, memory-mapped: dict of name -> array. Where it is missing, make writes them.
 
-    wanted: dict of name -> (shape, type)
-    The folder's name ends in the key of what it was made from. It appears only when complete; those of the same thing
-    with another key, now out of date, go.
+    wanted: their shapes and types. The folder's name ends in the key of what it was made from. It appears only when
+    complete; those of the same thing with another key, now out of date, go.
     """
     if not folder.exists():
         with replacing(folder) as partial:
@@ -625,8 +604,6 @@ def replacing(path):
         yield partial
         if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
             os.replace(partial, path)
-    except BrokenPipeError:  # of what is printed meanwhile
-        raise
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
     finally:
@@ -648,20 +625,18 @@ def save_array(path, array):
 def one_line_errors(hint):
     """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed by who started this
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        if hasattr(getattr(sys, name), "reconfigure"):  # names that the terminal cannot show stop nothing
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
+    for name in ("stdout", "stderr"):  # neither a closed one nor what a terminal cannot show stops anything
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w", encoding="utf-8"))
+        getattr(getattr(sys, name), "reconfigure", dict)(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():  # a polite kill ends as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
         sys.stdout.flush()
     except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's word for MemoryError
             raise
-        if isinstance(error, BrokenPipeError):  # nobody reads on; without this, Python would complain at its end, too
+        if isinstance(error, BrokenPipeError):  # else Python would complain once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
         sys.exit(2)

@@ -30,7 +30,7 @@ THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
 TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 frames
 CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
-MANY_PAIRS = 10_000_000  # of events that may belong together; more are not kept in memory (some 100 bytes each)
+MANY_PAIRS = 30_000_000  # of events that begin together, some 100 bytes each: more are not looked at
 SLACK = 1e-3  # s: more than rounding takes away, see _on_one_axis
 
 
@@ -536,49 +536,18 @@ def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     """One class at K operating points -> true positives (K,), estimated events (K,), reference events"""
     longest, near = ref.onset.max(initial=0) + t_collar + 1, t_collar + SLACK
     onset, wanted = _on_one_axis(ref.file, ref.onset, longest), _on_one_axis(est.file, est.onset, longest)
-    begin, end = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
-
-    def fit(e, r):
-        collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset)[r])
-        fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar)
-        return fits & (ref.file[r] == est.file[e])
-
-    if (end - begin).sum() > MANY_PAIRS:
-        exist = [np.flatnonzero((est.first <= k) & (k < est.stop)) for k in range(K)]
-        n_tp = np.array([_matched_in_turn(events, begin, end, fit, len(onset)) for events in exist])
-    else:
-        e, r = _ranges(begin, end)
-        fits = fit(e, r)
-        # each pair at each operating point, all of them matched in one go: event r at point k is the number r * K + k
-        pair, k = _ranges(est.first[e[fits]], est.stop[e[fits]])
-        matched = _matched(r[fits][pair] * K + k, e[fits][pair] * K + k)
-        n_tp = np.bincount(matched % K, minlength=K)
-    return n_tp, _alive(est.first, est.stop, K), len(ref.file)
-
-
-def _matched_in_turn(events, begin, end, fit, n_ref):
-    """equals: the size of what `_matched` finds, by one estimated event after the other; slow, but keeps no pairs.
-
-    events: estimated ones that exist; begin, end: for each the range of reference events to try
-    """
-    partner, owner, came_from = {}, np.full(n_ref, -1), np.zeros(n_ref, dtype=np.int64)
-    hopeless = np.zeros(n_ref, dtype=bool)  # from here no way leads to a free reference event
-    for first in events.tolist():
-        tried, queue = hopeless.copy(), [first]
-        for e in queue:  # who finds no free one asks the owners of those that fit to look for another
-            r = begin[e] + np.flatnonzero(~tried[begin[e] : end[e]])
-            r = r[fit(e, r)]
-            tried[r], came_from[r] = True, e
-            if len(free := r[owner[r] < 0]):
-                step = free[0]
-                while step is not None:
-                    e = owner[step] = came_from[step]
-                    partner[e], step = step, partner.get(e)
-                break
-            queue += owner[r].tolist()
-        else:
-            hopeless = tried
-    return len(partner)
+    first, stop = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
+    if (stop - first).sum() > MANY_PAIRS:
+        raise MemoryError(f"{len(onset)} and {len(wanted)} events of one class crowd a few moments; are rows repeated?")
+    e, r = _ranges(first, stop)
+    collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))[r]
+    fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar)
+    fits &= ref.file[r] == est.file[e]
+    e, r = e[fits], r[fits]
+    # each pair at each operating point, all of them matched in one go: event r at point k is the number r * K + k
+    pair, k = _ranges(est.first[e], est.stop[e])
+    matched = _matched(r[pair] * K + k, e[pair] * K + k)
+    return np.bincount(matched % K, minlength=K), _alive(est.first, est.stop, K), len(ref.file)
 
 
 def _matched(a, b):

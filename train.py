@@ -370,8 +370,8 @@ def restore(out, checkpoint, student, teacher, optimizer, epochs):
 def same_form(found, wanted):
     """Do two contents of checkpoints agree in all but their numbers? Tensors must be finite, too"""
     if isinstance(wanted, dict):
-        same = isinstance(found, dict) and found.keys() == wanted.keys()
-        return same and all(same_form(found[key], value) for key, value in wanted.items())
+        alike = isinstance(found, dict) and found.keys() == wanted.keys()
+        return alike and all(same_form(found[key], wanted[key]) for key in wanted)
     if type(found) is not type(wanted):
         return False
     if isinstance(wanted, (list, tuple)):
@@ -781,13 +781,11 @@ def read_state(path, config, data):
         differs = [f"{key} {stored.get(key)}" for key, x in wanted.items() if stored.get(key) != x]
         if (state["classes"], state["data"]) != (now["classes"], now["data"]):
             differs.append("other data")
-        of_form = all(same_form(state[name], now[name]) for name in ("mel_statistics", "visual_statistics"))
-        if not differs and not of_form:
+        kept = "mel_statistics", "visual_statistics"
+        if not differs and not same_form({name: state[name] for name in kept}, {name: now[name] for name in kept}):
             raise ValueError("statistics")
     except Exception:  # a foreign file may hold anything
-        raise InputError(
-            f"{path}: was not written by this program, or by an older version; delete it and start again"
-        ) from None
+        raise InputError(f"{path}: was not written by this program, or by an older version; delete it") from None
     if differs:
         raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
     mel = [values.numpy() for values in state["mel_statistics"]]
