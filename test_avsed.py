@@ -867,11 +867,13 @@ def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
         patch.setattr(sys, "stdout", None)
         with features.one_line_errors("hint"):
             print("nobody listens")
-    script = "import features\nwith features.one_line_errors('hint'):\n while True: print('é')"
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", script], cwd=HERE, **pipes) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b"error: [Errno 32] Broken pipe\n" and process.wait() == 2
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does when it has enough
+    with open(writer, "w", encoding="ascii") as pipe, pytest.raises(SystemExit) as stop, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with features.one_line_errors("hint"):
+            print("é")
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_a_damaged_cache_is_named(tmp_path):
@@ -2193,6 +2195,21 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
         "weights": ({**good, "student": {"cnn.0.0.weight": torch.zeros(3)}}, "another architecture"),
         "compressed": (deflated(good), "not a checkpoint of this program (compressed)"),
     }
+    flags = ["--data", root, "--visual", "openl3", *SHORT, "--resume", "--out"]
+    for name, (content, message) in cases.items():
+        path = tmp_path / name / "checkpoint.pt"
+        path.parent.mkdir()
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        error = refused(capsys, *flags, path.parent)
+        assert f"{path}: " in error and message in error, (name, error)
+    assert not (tmp_path / "executed").exists()
+    torch.save({"model": 1}, path.parent / "model.pt")  # neither is a foreign file taken for a finished run
+    assert "model.pt: was not written by this program" in refused(capsys, *flags, path.parent)
+
+
+def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, one_block):
+    root = write_tiny(tmp_path / "set")
+    data, config = features.load_dataset(root, ["openl3"], log=quiet), tiny_config(root)
     student, teacher, optimizer = parts = train.start(config, data, CPU)
     train.training_step(*parts, train.training_batch(train.load_clips(data, ["openl3"], CPU), config, 0), config, 0)
     good = train.description(config, data) | {"epoch": 1, "optimizer": optimizer.state_dict()}
@@ -2204,7 +2221,7 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
     first = {**good["student"], "token": good["student"]["token"] * math.nan}
     momenta = {**good["optimizer"]["state"], 0: {**good["optimizer"]["state"][0], "exp_avg": torch.zeros(3)}}
     other = torch.optim.SGD(student.parameters(), lr=1).state_dict()
-    cases |= {
+    cases = {
         "config": ({**good, "config": 1}, "was not written by this program"),
         "a tensor": ({**good, "config": {**good["config"], "seed": torch.ones(2)}}, "was not written by this program"),
         "broadcast": ({**good, "mel_statistics": [torch.ones(1)] * 2}, "was not written by this program"),
@@ -2213,16 +2230,10 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
         "momenta": ({**good, "optimizer": {**good["optimizer"], "state": momenta}}, "of another architecture or"),
     }
     cases |= {f"epoch {n}": ({**good, "epoch": n}, "or damaged; delete it") for n in (-1, 0, 1.0, True, 99)}
-    flags = ["--data", root, "--visual", "openl3", *SHORT, "--resume", "--out"]
-    for name, (content, message) in cases.items():
-        path = tmp_path / name / "checkpoint.pt"
-        path.parent.mkdir()
-        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-        error = refused(capsys, *flags, path.parent)
-        assert f"{path}: " in error and message in error, (name, error)
-    assert not (tmp_path / "executed").exists()
-    torch.save({"model": 1}, path.parent / "model.pt")  # neither is a foreign file taken for a finished run
-    assert "model.pt: was not written by this program" in refused(capsys, *flags, path.parent)
+    for content, message in cases.values():
+        torch.save(content, path)
+        with pytest.raises(features.InputError, match=f"checkpoint.pt: .*{message}"):
+            train.restore(tmp_path, train.read_state(path, config, data)[0], *parts, 2)
 
 
 # --- the house -------------------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def damaged(rng, content, header=64):
 
 
 CELLS = ["", " ", "0", "-0", "1e3", "86400", "1e300", "inf", "nan", "-1", "1_0", "١", "0x1", "../x", "a/b", "\0", "\t",
-         "\n", "\r", "\ufeff", "é", "\ud800", "a" * 300, "Cat,Dog", "filename", "onset", "1e-300", "1.5", "2", "Cat"]  # fmt: skip
+         "\n", "\r", "\ufeff", "é", "\ud800", "a" * 300, "Cat,Dog", "filename", "onset", "1e-300", "1.5", "2",
+         "Cat"]  # fmt: skip
 
 
 def damaged_table(rng, text):
@@ -90,7 +91,8 @@ def damaged_table(rng, text):
 
 
 VALUES = [None, True, 0, 1, -1, 3, 99, 10**30, 0.0, 1.0, 0.5, -0.5, 1e-50, float("nan"), float("inf"), "", "x",
-          "1\t2\n", "é" * 500, [], [1], {}, {"x": 1}, (), "nan tensor", "tensor", "long tensor", "wide tensor"]  # fmt: skip
+          "1\t2\n", "é" * 500, [], [1], {}, {"x": 1}, (), "nan tensor", "tensor", "long tensor",
+          "wide tensor"]  # fmt: skip
 
 
 def damaged_object(rng, content):
@@ -343,16 +345,16 @@ def read_report(samples, folder):
 
 
 KINDS = {  # name: (what makes a damaged file, what reads it, how many by default)
-    **{kind: (make_sound(kind), read_sound, 60) for kind in ("wav", "wav float", "wav adpcm", "flac", "ogg")},
-    **{f"table {name}": (make_table(name), read_tables, 60) for name in ("strong", "weak", "unlabelled")},
-    "tables of a set": (make_table(*LAYOUT), read_set, 15),
-    "tables to score": (make_scored, read_scored, 40),
-    "vectors": (make_npy, read_npy, 100),
-    "cache": (make_cache, read_cache, 20),
-    "model.pt": (make_model, read_model, 40),
-    "model.pt of a run": (make_model, read_finished, 15),
-    "checkpoint.pt": (make_checkpoint, read_checkpoint, 15),
-    "metrics.json": (make_report, read_report, 40),
+    **{kind: (make_sound(kind), read_sound, 40) for kind in ("wav", "wav float", "wav adpcm", "flac", "ogg")},
+    **{f"table {name}": (make_table(name), read_tables, 30) for name in ("strong", "weak", "unlabelled")},
+    "tables of a set": (make_table(*LAYOUT), read_set, 8),
+    "tables to score": (make_scored, read_scored, 20),
+    "vectors": (make_npy, read_npy, 60),
+    "cache": (make_cache, read_cache, 10),
+    "model.pt": (make_model, read_model, 15),
+    "model.pt of a run": (make_model, read_finished, 6),
+    "checkpoint.pt": (make_checkpoint, read_checkpoint, 6),
+    "metrics.json": (make_report, read_report, 20),
 }
 
 
