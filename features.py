@@ -19,10 +19,13 @@ Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual fra
 C classes.
 """
 
+import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -35,11 +38,11 @@ from math import gcd
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 import soundfile
 import torch
 
 SAMPLE_RATE = 16000  # Hz (Boes 2022, Sec. 3.1.2)
+RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
 CLIP_SECONDS = 10  # Boes 2022, Sec. 3.1.1
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE  # 160,000
 WINDOW = 1024  # samples, 64 ms (Boes 2022, Sec. 3.1.2)
@@ -51,6 +54,9 @@ FRAMES = 64  # T: outputs of the network and visual vectors per clip (Boes 2022,
 FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the network pools time by 8; not 10 s / 64
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
 RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change the section "audio"
+DAY = 86_400  # s: no recording is longer, so a later time is in other units, or damaged
+# where the number of a process means one process: a machine, or a container of several with one name
+MACHINE = platform.node() + (f"-{os.stat(p).st_ino}" if os.path.exists(p := "/proc/self/ns/pid") else "")
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 
 PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them out (Boes 2022, Sec. 3.1.1, Table 2)
@@ -70,26 +76,27 @@ class InputError(Exception):
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
 
 
-def read_waveform(path, to_peak=True):
-    """Sound file -> (samples,) float32 at 16 kHz: channels averaged, resampled, peak at 1 (Boes 2022, Sec. 3.1.2)
-
-    to_peak: False leaves it as loud as the file is
-    """
-    remedy = "mend the file, or delete it: missing clips are fine"
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
-        raise InputError(f"{path}: cannot be decoded ({error}); {remedy}") from None
-    if not samples.size:
+def read_mono(path):
+    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), as loud as it is"""
+    blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
+    if not blocks:
         raise InputError(f"{path}: holds no audio; {remedy}")
-    mono = samples.mean(1)
-    divisor = gcd(rate, SAMPLE_RATE)
-    if rate != SAMPLE_RATE:
-        mono = scipy.signal.resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)
-    peak = np.abs(mono).max()
-    if not np.isfinite(peak):
+    rate, mono = blocks[0][0], np.concatenate([block for _, block in blocks])
+    if not np.isfinite(mono).all():
         raise InputError(f"{path}: holds samples that are not finite; {remedy}")
-    return (mono / peak if to_peak and peak > 0 else mono).astype(np.float32)
+    if rate != SAMPLE_RATE:
+        from scipy.signal import resample_poly  # speed: half a second to load, and few commands need it
+
+        divisor = gcd(rate, SAMPLE_RATE)
+        mono = resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)
+    return mono
+
+
+def read_waveform(path):
+    """The same (samples,) float32 with its peak at 1 (Boes 2022, Sec. 3.1.2)"""
+    mono = read_mono(path)
+    peak = np.abs(mono).max()
+    return (mono / peak if peak > 0 else mono).astype(np.float32)
 
 
 def fit_clip(waveform):
@@ -142,33 +149,34 @@ def read_table(path, columns):
         raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
     header = lines[0].split("\t")
     if missing := [name for name in columns if name not in header]:
-        raise InputError(
-            f"{path}, line 1: no column {', '.join(missing)}; "
-            f"the first line must name the columns {', '.join(columns)}, separated by tabs"
-        )
+        wanted = f"the first line must name the columns {', '.join(columns)}, separated by tabs"
+        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; {wanted}")
     where = [header.index(name) for name in columns]
     rows = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
-        cells = [cell.strip() for cell in line.split("\t")]
+        cells, place = [cell.strip() for cell in line.split("\t")], f"{path}, line {number}"
         cells += [""] * (len(header) - len(cells))  # some editors cut the trailing tabs of a clip without events
         if len(cells) > len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}; correct the tabs"
-            )
+            raise InputError(f"{place}: {len(cells)} columns where the header has {len(header)}; correct the tabs")
         if not cells[where[0]]:
-            raise InputError(f"{path}, line {number}: empty {columns[0]}; name the clip or delete the row")
-        rows.append((f"{path}, line {number}", [cells[i] for i in where]))
+            raise InputError(f"{place}: empty {columns[0]}; name the clip or delete the row")
+        rows.append((place, [cells[i] for i in where]))
     return rows
+
+
+def number(text):
+    """A cell -> float; ValueError for what is one to Python alone: 1_0, digits of other scripts"""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
 
 
 def check_filename(place, name):
     """A name from a data set's table must name a file in the partition's own folder, never one elsewhere."""
     if name in (".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(
-            f"{place}: {name!r} is not a plain file name; the audio folder is implied, so give the name alone"
-        )
+        raise InputError(f"{place}: {name!r} is not a plain file name; give the name alone, without folders")
     return name
 
 
@@ -185,19 +193,16 @@ def read_strong(path, classes=None, of_system=False):
         if not (onset or offset or label):
             continue
         try:
-            start, end = float(onset), float(offset)
+            start, end = number(onset), number(offset)
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
-        if not (0 <= start < end < np.inf or (of_system and 0 <= start == end < np.inf)):
-            raise InputError(
-                f"{place}: an event needs 0 <= onset < offset, here {onset} and {offset}; correct or delete the row"
-            )
+        if not (0 <= start < end <= DAY or (of_system and 0 <= start == end <= DAY)):
+            times = f"0 <= onset < offset, here {onset} and {offset}, in seconds and within a day"
+            raise InputError(f"{place}: an event needs {times}; correct or delete the row")
         if not label:
             raise InputError(f"{place}: an event without a label; name the class or empty the whole row")
         if classes is not None and label not in classes:
-            raise InputError(
-                f"{place}: the class {label!r} occurs in no training clip; correct the label, or add training clips"
-            )
+            raise InputError(f"{place}: the class {label!r} occurs in no training clip; correct it, or add such clips")
         events.append((name, start, end, label))
     return list(filenames), events
 
@@ -297,10 +302,6 @@ def load_dataset(root, visual=(), cache=None, log=print):
     Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: no such folder; --data wants one with the sub-folders audio and metadata (README, 'Real data')"
-        )
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
@@ -311,10 +312,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
         if not part.listed:
             raise InputError(f"{root}: the list of '{part.name}' is empty; see metadata/{PARTITIONS[part.name][0]}")
         if not part.filenames:
-            raise InputError(
-                f"{part.folder}: none of the {part.listed} clips listed for '{part.name}' is there; "
-                "put their audio into this folder"
-            )
+            listed = f"none of the {part.listed} clips listed for '{part.name}' is there"
+            raise InputError(f"{part.folder}: {listed}; put their audio into this folder")
     cache = Path(cache or root / "cache")
     keys = [add_log_mel(part, cache, log) for part in partitions.values()]
     for stream in visual:
@@ -322,14 +321,14 @@ def load_dataset(root, visual=(), cache=None, log=print):
         example = example_of(partitions, folder, stems[stream])
         keys += [add_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
         if not any(partitions[name].present[stream].any() for name in TRAINING):
-            raise InputError(
-                f"{folder}: the vectors of all training clips hold values that are not finite; make them anew"
-            )
+            raise InputError(f"{folder}: the vectors of all training clips hold values that are not finite; redo them")
     return DataSet(classes, partitions, *statistics(partitions, visual, cache, fingerprint((), keys)))
 
 
 def read_metadata(root):
     """The five tables -> clips of each partition (of `weak`: with their labels), events of each, sorted class names"""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; a data set has sub-folders audio and metadata (README, 'Real data')")
     # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
     metadata = root / "metadata" if (root / "metadata").is_dir() else root
     tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
@@ -339,6 +338,8 @@ def read_metadata(root):
     listed["unlabelled"] = read_unlabelled(tables["unlabelled"])
     # ours: the classes are those that training can teach, from strong and weak labels together
     classes = sorted({label for *_, label in events["strong"]}.union(*listed["weak"].values()))
+    if not classes:
+        raise InputError(f"{tables['strong']}, {tables['weak']}: hold no label; there must be a class to learn")
     for name in ("validation", "public"):
         listed[name], events[name] = read_strong(tables[name], classes)
     return listed, events, classes
@@ -381,10 +382,10 @@ def drop_tested_clips(partitions, log):
 
 def visual_stems(folder):
     """Names (without .npy) of the clips that have a visual stream"""
+    if folder.name == "log-mel":
+        raise InputError(f"{folder}: a visual stream cannot have the name of what is heard; rename the folder")
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip that has video"
-        )
+        raise InputError(f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip")
     return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
 
 
@@ -395,13 +396,14 @@ def add_log_mel(part, cache, log):
 
     def make(folder):
         durations = []
-        with array_file(folder / "log_mel.npy", (len(paths), MEL_FRAMES, MELS), np.float32) as write:
+        with array_file(folder / "log_mel.npy", *wanted["log_mel"]) as write:
             for waveforms in in_chunks(read_waveform, paths, f"log-mel of {part.name}", log):
                 write(log_mel(np.stack([fit_clip(w) for w in waveforms])).numpy())
                 durations += [len(w) / SAMPLE_RATE for w in waveforms]
         np.save(folder / "durations.npy", durations)
 
-    arrays = cached(cache / f"{part.name}-log_mel-{key}", make)
+    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
+    arrays = cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
 
@@ -411,9 +413,7 @@ def example_of(partitions, folder, stems):
     for stem in (Path(f).stem for name in TRAINING for f in partitions[name].filenames):
         if stem in stems:
             return read_visual(folder / f"{stem}.npy")
-    raise InputError(
-        f"{folder}: no file for any training clip; put <clip name>.npy there, (64, D), one per clip that has video"
-    )
+    raise InputError(f"{folder}: no file for any training clip; put (64, D) arrays there, named <clip name>.npy")
 
 
 def add_visual(part, folder, stems, example, cache, log):
@@ -440,7 +440,8 @@ def add_visual(part, folder, stems, example, cache, log):
         if n_bad := len(here) - sum(present):
             log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
 
-    arrays = cached(cache / f"{part.name}-visual-{stream}-{key}", make)
+    wanted = {"visual": (shape, example.dtype), "present": ((len(paths),), bool)}
+    arrays = cached(cache / f"{part.name}-visual-{stream}-{key}", make, wanted)
     part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
     return key
 
@@ -454,16 +455,15 @@ def read_visual(path, example=None):
         with NPY_HEADERS:
             vectors = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy lets out a dozen kinds for damaged files
-        raise InputError(
-            f"{path}: cannot be read as a .npy array ({' '.join(str(error).split())[:150]}); "
-            "write it anew with numpy.save, or delete it: missing video is fine"
-        ) from None
+        remedy = "write it anew with numpy.save, or delete it: missing video is fine"
+        raise InputError(f"{path}: cannot be read as a .npy array ({first_line(error)}); {remedy}") from None
     shape = "(64, D)" if example is None else f"(64, {example.shape[1]})"
     types = ("float16", "float32") if example is None else (example.dtype.name,)
     if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types or not vectors.dtype.isnative:
         found = getattr(vectors, "dtype", "an archive")
         raise InputError(f"{path}: must be an array of {' or '.join(types)}, {shape}, not {found}; convert it")
-    if vectors.ndim != 2 or len(vectors) != FRAMES or (example is not None and vectors.shape != example.shape):
+    wrong = vectors.ndim != 2 or len(vectors) != FRAMES or not vectors.size
+    if wrong or (example is not None and vectors.shape != example.shape):
         raise InputError(f"{path}: has the shape {vectors.shape} where {shape} is wanted, one row per 0.156 s")
     return vectors
 
@@ -484,7 +484,9 @@ def statistics(partitions, visual, cache, key):
             present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
             np.save(folder / f"visual-{stream}.npy", mean_and_std([part.visual[stream] for part in training], present))
 
-    arrays = cached(cache / "-".join(("statistics", *visual, key)), make)
+    widths = {"log-mel": MELS} | {f"visual-{s}": training[0].visual[s].shape[2] for s in visual}
+    wanted = {name: ((2, width), np.float32) for name, width in widths.items()}
+    arrays = cached(cache / "-".join(("statistics", *visual, key)), make, wanted)
     return tuple(arrays["log-mel"]), {stream: tuple(arrays[f"visual-{stream}"]) for stream in visual}
 
 
@@ -500,6 +502,44 @@ def mean_and_std(arrays, masks, chunk=256):
     return np.stack([mean, np.maximum(std, STD_FLOOR)]).astype(np.float32)
 
 
+# --- sound, block by block -------------------------------------------------------------------------------------------
+
+
+def sound_blocks(path):
+    """Sound file -> yields its rate in Hz and ten seconds or fewer of it, (samples,) float32, channels averaged.
+
+    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
+            file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
+            n_read = 0
+            while len(block := file.read(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
+                n_read += len(block)
+                yield file.samplerate, block.mean(1)
+            if is_cut(file, n_read):
+                raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
+    except InputError:
+        raise
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
+        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
+
+
+def is_cut(file, n_read):
+    """Does a sound file that was read to its end hold less than its header promises?"""
+    log = file.extra_info  # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
+    promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", log, re.M)
+    if any(int(size) < 2e9 for size in promised):  # 2 GB or more: written to a pipe, where the length was not known
+        return True
+    if file.format == "OGG" and re.search("lacks an end-of-stream|Junk after the last page|reports a hole", log):
+        return True
+    if file.frames > 2**62:  # unknown, as FLAC may have it
+        return file.format == "OGG"
+    return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
+
+
 # --- cache -----------------------------------------------------------------------------------------------------------
 
 
@@ -512,11 +552,11 @@ def fingerprint(paths, *more):
     return digest.hexdigest()[:16]
 
 
-def cached(folder, make):
+def cached(folder, make, wanted):
     """The arrays in a folder of the cache, memory-mapped: dict of name -> array. Where it is missing, make writes them.
 
-    The folder's name ends in the key of what it was made from. It appears only when complete; those of the same thing
-    with another key, now out of date, go.
+    wanted: their shapes and types. The folder's name ends in the key of what it was made from. It appears only when
+    complete; those of the same thing with another key, now out of date, go.
     """
     if not folder.exists():
         with replacing(folder) as partial:
@@ -528,9 +568,12 @@ def cached(folder, make):
                 shutil.rmtree(old, ignore_errors=True)
     try:
         # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        return {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in folder.glob("*.npy")}
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{folder}: the cache is damaged ({error}); delete this folder") from None
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
+            raise ValueError("other shapes or types")
+        return arrays
+    except Exception as error:  # numpy lets out a dozen kinds for damaged files
+        raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
 
 
 @contextmanager
@@ -559,13 +602,32 @@ def in_chunks(function, items, label, log, size=50):
 def replacing(path):
     """A name to write to; the file or folder written there becomes `path`, so it appears only when complete"""
     path = Path(path)
-    partial = path.with_name(f"{path.name}-{uuid.uuid4().hex}.partial")  # no other process or machine uses it
+    tidy(path.parent)
+    partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
     try:
         yield partial
         if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
             os.replace(partial, path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        discard(partial)
+
+
+@functools.cache
+def tidy(folder):
+    """Delete what killed processes of this machine left half-written in a folder; each folder is looked at once"""
+    for partial in folder.glob(f"{MACHINE}-*-{'[0-9a-f]' * 32}.partial") if os.name == "posix" else ():
+        try:
+            os.kill(int(partial.name.split("-")[-2]), 0)  # signal 0 does nothing but look whether the process runs
+        except ProcessLookupError:
+            discard(partial)
+        except OSError:  # it runs, and is another user's
+            pass
+
+
+def discard(path):
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_array(path, array):
@@ -579,10 +641,20 @@ def save_array(path, array):
 def one_line_errors(hint):
     """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
     warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    for name in ("stdout", "stderr"):  # neither a closed one nor what a terminal cannot show stops anything
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w", encoding="utf-8"))
+        getattr(getattr(sys, name), "reconfigure", dict)(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():  # a polite kill ends as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (InputError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's word for MemoryError
+            raise
+        if isinstance(error, BrokenPipeError):  # else Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; {hint}")
@@ -605,6 +677,10 @@ def clock(seconds):
     return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def first_line(error):
+    return str(error).strip().split("\n")[0][:80]
+
+
 def cores():
     """CPU cores that this process may use"""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -616,7 +692,6 @@ def choose_device(name):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"--device {name}: not available here ({reason}); use --device auto") from None
+    except Exception as error:  # each kind of device that is absent has its own
+        raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
     return torch.device(name)

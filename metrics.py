@@ -30,6 +30,7 @@ THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
 TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 frames
 CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
+MANY_PAIRS = 30_000_000  # of events that begin together, some 100 bytes each: more are not looked at
 SLACK = 1e-3  # s: more than rounding takes away, see _on_one_axis
 
 
@@ -407,10 +408,10 @@ def _tables(columns, files, classes, point=None):
     file = np.fromiter(map(files.get, name), dtype=np.int64, count=len(name))
     cls = np.fromiter(map(_index(classes).get, label, repeat(-1)), dtype=np.int64, count=len(name))
     onset, offset = np.array(onset, dtype=np.float64), np.array(offset, dtype=np.float64)
-    bad = np.flatnonzero(~((0 <= onset) & (onset <= offset) & (offset < np.inf)))
+    bad = np.flatnonzero(~((0 <= onset) & (onset <= offset) & (offset < 1e12)))
     if len(bad):
         event = tuple(column[bad[0]] for column in columns)
-        raise ValueError(f"event {event}: needs 0 <= onset <= offset, both finite, in seconds")
+        raise ValueError(f"event {event}: needs 0 <= onset <= offset < 1e12, in seconds")
     point = np.zeros(len(file), dtype=np.int64) if point is None else point
     group = (cls * (point.max(initial=0) + 1) + point) * len(files) + file
     order = np.argsort(group, kind="stable")
@@ -535,7 +536,10 @@ def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     """One class at K operating points -> true positives (K,), estimated events (K,), reference events"""
     longest, near = ref.onset.max(initial=0) + t_collar + 1, t_collar + SLACK
     onset, wanted = _on_one_axis(ref.file, ref.onset, longest), _on_one_axis(est.file, est.onset, longest)
-    e, r = _ranges(np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near))
+    first, stop = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
+    if (stop - first).sum() > MANY_PAIRS:
+        raise MemoryError(f"{len(onset)} and {len(wanted)} events of one class crowd a few moments; are rows repeated?")
+    e, r = _ranges(first, stop)
     collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))[r]
     fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar)
     fits &= ref.file[r] == est.file[e]
@@ -559,23 +563,23 @@ def _matched(a, b):
 
 def _segment_counts(ref, est, K, time_resolution, n_segments):
     """As _event_counts, of segments. n_segments: (files,), where files are cut"""
-    n = int(max(ref.offset.max(initial=0), est.offset.max(initial=0)) / time_resolution) + 2  # more than any file has
-
-    def cells(table):  # -> event, the segments that it touches; segment s of a file is the number file * n + s
-        first, stop = np.floor(table.onset / time_resolution), np.ceil(table.offset / time_resolution)
-        event, segment = _ranges(first.astype(np.int64), stop.astype(np.int64))
-        inside = segment < n_segments[table.file[event]]
-        return event[inside], (table.file[event] * n + segment)[inside]
-
-    truth = np.unique(cells(ref)[1])
-    event, cell = cells(est)
+    # What is active changes only where an event begins or ends: so the stretches of segments between such places are
+    # looked at, not the segments, of which an event may have billions. Column 0 counts the reference events there,
+    # column s the estimated ones that stop at operating point s.
+    file, column = np.append(ref.file, est.file), np.append(np.zeros_like(ref.file), est.stop)
+    first = np.floor(np.append(ref.onset, est.onset) / time_resolution)
+    stop = np.ceil(np.append(ref.offset, est.offset) / time_resolution)
+    n = int(stop.max(initial=0)) + 1  # segment s of a file is the number file * n + s
+    ends = [file * n + np.minimum(x, n_segments[file]).astype(np.int64) for x in (first, stop)]
+    place, edge = np.unique(np.concatenate(ends), return_inverse=True)
+    change = np.repeat([1, -1], len(file))
+    change = np.bincount(edge * (K + 1) + np.tile(column, 2), change, len(place) * (K + 1)).reshape(-1, K + 1)
+    active = np.cumsum(change, axis=0) > 0  # (stretches, K + 1)
+    length = np.diff(place, append=place[-1:])
+    truth = active[:, 0]
     # Events only grow while the threshold falls, so a segment is active up to the highest stop of all its events.
-    cell, stop = np.divmod(np.sort(cell * (K + 1) + est.stop[event]), K + 1)  # by cell, then by stop
-    highest = np.append(cell[1:] != cell[:-1], True)[: len(cell)]  # the last one of each cell
-    cell, stop = cell[highest], stop[highest]
-    hit = np.isin(cell, truth, assume_unique=True)
-    n_tp, n_est = (_alive(np.zeros_like(s), s, K) for s in (stop[hit], stop))
-    return n_tp, n_est, len(truth)
+    found = np.maximum.accumulate(active[:, :0:-1], axis=1)[:, ::-1]  # (stretches, K)
+    return length[truth] @ found[truth], length @ found, int(length @ truth)
 
 
 # --- the PSD-ROC ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The rest is tested beside its script, in extras/.
 
 import ast
 import copy
+import io
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ import sys
 import time
 import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -475,6 +477,40 @@ def test_load_audio(tmp_path):
     assert silent.shape == (160000,) and not silent.any()
 
 
+def with_end(ogg, n_samples):
+    """An Ogg file whose last page claims that the sound ends after n_samples, with the checksum that belongs to it"""
+    first = ogg.rfind(b"OggS")
+    page, checksum = bytearray(ogg[first:]), 0
+    page[6:14], page[22:26] = n_samples.to_bytes(8, "little"), bytes(4)
+    for bit in np.unpackbits(page):
+        checksum = (checksum << 1 ^ (checksum >> 31 ^ int(bit)) * 0x04C11DB7) & 0xFFFFFFFF
+    page[22:26] = checksum.to_bytes(4, "little")
+    return ogg[:first] + page
+
+
+def test_less_sound_than_promised_is_refused_and_no_promise_is_none(tmp_path):
+    path, sound = tmp_path / "x", 0.1 * np.random.default_rng(0).standard_normal(12 * 16000)
+
+    def length(content):
+        path.write_bytes(content)
+        return len(features.read_waveform(path))
+
+    whole = {}
+    for kind in ("WAV", "FLAC", "OGG", "AIFF"):
+        soundfile.write(path, sound, 16000, format=kind)
+        whole[kind] = path.read_bytes()
+    assert {kind: length(content) for kind, content in whole.items()} == dict.fromkeys(whole, len(sound))
+    wav, flac, ogg = whole["WAV"], bytearray(whole["FLAC"]), whole["OGG"]
+    size, middle = wav.index(b"data") + 4, len(ogg) // 2
+    flac[21:26] = flac[21] & 0xF0, 0, 0, 0, 0  # the number of samples: 36 bits from byte 21 on
+    assert length(with_end(ogg, len(sound))) == length(wav[:size] + b"\xff" * 4 + wav[size + 4 :]) == len(sound)
+    assert length(flac) == len(sound)  # who writes to a pipe cannot go back and fill in the length
+    damaged = [content[: len(content) // 2] for content in whole.values()] + [wav[:-2], with_end(ogg, 1800 * 16000)]
+    for content in (*damaged, ogg[:middle] + bytes([ogg[middle] ^ 255]) + ogg[middle + 1 :]):
+        with pytest.raises(features.InputError, match="less sound than its header promises|cannot be decoded"):
+            length(content)
+
+
 # --- features.py: tables ---------------------------------------------------------------------------------------------
 
 STRONG_HEADER, WEAK_HEADER = "filename\tonset\toffset\tevent_label", "filename\tevent_labels"
@@ -514,6 +550,9 @@ BAD_ROWS = {
     "a.wav\t1\tinf\tA": "here 1 and inf",
     "a.wav\tnan\t1\tA": "here nan and 1",
     "a.wav\tearly\t2\tA": "onset 'early'",
+    "a.wav\t0.2_5\t2\tA": "onset '0.2_5'",
+    "a.wav\t1\t２\tA": "offset '２' must be numbers",
+    "a.wav\t1\t86400.1\tA": "here 1 and 86400.1, in seconds and within a day",
     "a.wav\t1\t\tA": "offset '' must be numbers",
     "a.wav\t1\t2\t": "an event without a label",
     "a.wav\t1\t2\tFox": "the class 'Fox' occurs in no training clip",
@@ -701,7 +740,10 @@ def test_odd_but_harmless_folders(tmp_path):
     data = features.load_dataset(root, ["openl3"], log=quiet)
     assert data.partitions["weak"].filenames[-1] == "w2.wav"
     assert data.partitions["weak"].tags.tolist() == [[True, True], [True, False], [False, True]]
-    (root / "visual/openl3").rename(root / "visual/other")
+    (root / "visual/openl3").rename(root / "visual/log-mel")
+    with pytest.raises(features.InputError, match="visual/log-mel: a visual stream cannot have the name"):
+        features.load_dataset(root, ["log-mel"], log=quiet)
+    (root / "visual/log-mel").rename(root / "visual/other")
     renamed = features.load_dataset(root, ["other"], log=quiet)
     assert np.array_equal(renamed.visual_statistics["other"], data.visual_statistics["openl3"])
     assert renamed.identity(["other"]) == data.identity(["openl3"]) != data.identity([])
@@ -778,30 +820,75 @@ def test_cache_appears_only_when_complete(tmp_path, monkeypatch):
 
 
 def test_of_two_that_fill_the_cache_at_once_the_first_one_wins(tmp_path):
-    folder, array = tmp_path / "cache/x-0123456789abcdef", np.arange(3)
+    folder, array = tmp_path / "cache/x-0123456789abcdef", np.arange(1, 4)
+    wanted = {"array": ((3,), np.int64)}
 
     def make(into):
-        features.cached(folder, lambda faster: np.save(faster / "array.npy", array))
+        features.cached(folder, lambda faster: np.save(faster / "array.npy", array), wanted)
         np.save(into / "array.npy", array + 1)
 
-    assert np.array_equal(features.cached(folder, make)["array"], array)
+    assert np.array_equal(features.cached(folder, make, wanted)["array"], array)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    path, dead = tmp_path / ("x" * 255), subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f"{features.MACHINE}-{pid}-{'0' * 32}.partial" for pid in (dead.pid, os.getppid())]
+    names += [f"elsewhere-{dead.pid}-{'0' * 32}.partial", f"{features.MACHINE}-{dead.pid}.partial"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with features.replacing(path) as partial:
+        partial.write_text("done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], path.name])
+    with pytest.raises(features.InputError, match="y: cannot be written .*No space left"):
+        with features.replacing(tmp_path / "y") as partial:
+            partial.touch()
+            raise OSError(28, "No space left on device")
+    assert not (tmp_path / "y").exists() and len(list(tmp_path.iterdir())) == 4
+
+
+def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
+    for error, line in (
+        (MemoryError(), "MemoryError"), (OSError(28, "No space"), "[Errno 28] No space"),
+        (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "'ascii' codec"),
+        (RuntimeError("can't allocate memory"), "can't allocate"), (features.InputError("a\nb"), "a b"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop, features.one_line_errors("hint"):
+            raise error
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="of ours"), features.one_line_errors("hint"):
+        raise RuntimeError("of ours")  # a mistake of the program keeps its traceback
+    with pytest.raises(SystemExit, match="interrupted; hint"), features.one_line_errors("hint"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    with monkeypatch.context() as patch, features.one_line_errors("hint"):
+        patch.setattr(sys, "stdout", None)
+        with features.one_line_errors("hint"):
+            print("nobody listens")
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does when it has enough
+    with open(writer, "w", encoding="ascii") as pipe, pytest.raises(SystemExit) as stop, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with features.one_line_errors("hint"):
+            print("é")
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_a_damaged_cache_is_named(tmp_path):
     root = write_tiny(tmp_path)
     features.load_dataset(root, ["openl3"], log=quiet)
-    for name in ("weak-log_mel", "weak-visual-openl3", "statistics"):
-        (folder,) = (root / "cache").glob(f"{name}-*")
-        for path in folder.iterdir():
-            path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(features.InputError, match=f"{folder}: the cache is damaged .*; delete this folder"):
-            features.load_dataset(root, ["openl3"], log=quiet)
-        shutil.rmtree(folder)
+    damages = [lambda array: array[:1], lambda array: array.astype(complex)]
+    for name in ("log_mel", "durations", "visual", "present", "log-mel", "visual-openl3"):
+        path = next((root / "cache").glob(f"*/{name}.npy"))
+        content, array = path.read_bytes(), np.load(path)
+        for damage in (None, *damages):
+            path.write_bytes(content[:-100]) if damage is None else np.save(path, damage(array))
+            with pytest.raises(features.InputError, match=f"{path.parent}: the cache is damaged .*; delete this"):
+                features.load_dataset(root, ["openl3"], log=quiet)
+        path.write_bytes(content)
     features.load_dataset(root, ["openl3"], log=quiet)
-
-
-
 
 
 
@@ -1316,6 +1403,11 @@ def test_one_long_file_is_not_quadratic():
         ]
     )
     assert scores == [1.0, 1.0, 1.0] and peak < 1e8  # bytes; all pairs would take gigabytes
+    crowd, endless = [("long", 1.0, 2.0, "A")] * 10000, [("long", 0.0, 2e8, "A"), ("other", 0.5, 1e8, "A")]
+    score, peak = peak_memory(lambda: metrics.segment_f1(endless, endless[1:], ["A"]).micro)
+    assert score == 0.5 and peak < 1e8
+    with pytest.raises(MemoryError, match="10000 and 10000 events of one class crowd a few moments"):
+        metrics.event_f1(crowd, crowd, ["A"])
 
 
 def test_bad_arguments_are_named():
@@ -1437,6 +1529,7 @@ def test_the_acoustic_weight_in_training_and_where_it_comes_from(tmp_path, monke
 def test_bad_flags_get_code_2(capsys):
     for flags in (
         "--infer-weight 0 --visual x", "--train-weight 1.1 --visual x", "--train-weight 0.5", "--infer-weight auto",
+        "--infer-weight 1e-50 --visual x", "--train-weight 0.5_0 --visual x",
         "--batch-size 0 0 0", "--batch-size -1 1 1", "--epochs 0", "--batches 0", "--seed -1", "--data=",
         "--visual ../x", "--visual ..", "--visual x x", "--precision tf32 --device cpu", "--device nonsense",
     ):  # fmt: skip
@@ -1880,10 +1973,15 @@ def test_a_folder_at_work_and_changed_labels_are_refused(tmp_path, capsys, one_b
 def test_the_cache_of_a_read_only_data_set_is_beside_the_run(tmp_path, monkeypatch):
     root = write_tiny(tmp_path / "set")
     monkeypatch.setattr(train, "complete_run", lambda *_: None)
-    for mode, folder in ((0o555, tmp_path / "runs/cache-set"), (0o755, root / "cache")):
+    for mode, pattern in ((0o555, "runs/cache-set-*"), (0o755, "set/cache")):
         root.chmod(mode)
         run("--data", root, "--out", tmp_path / "runs/r")
+        (folder,) = tmp_path.glob(pattern)
         assert len(list(folder.iterdir())) == 6 and ((root / "cache").exists() == (mode == 0o755))
+    other = write_tiny(tmp_path / "other/set")  # of the same name
+    other.chmod(0o555)
+    run("--data", other, "--out", tmp_path / "runs/r")
+    assert len(list((tmp_path / "runs").glob("cache-set-*"))) == 2
 
 
 # --- train.py: tuning and scoring (Boes 2022, Sec. 3.1.3, 3.2.2) -----------------------------------------------------
@@ -2008,12 +2106,9 @@ def vectors(array):
     return lambda root: np.save(root / V2, array, allow_pickle=True)
 
 
-def flac_without_length(root):
-    """Whoever writes to a pipe cannot go back and fill in the number of samples: 36 bits from byte 21 on, here zero"""
-    soundfile.write(root / W2, np.zeros(32000), 16000, format="FLAC")
-    content = bytearray((root / W2).read_bytes())
-    content[21:26] = content[21] & 0xF0, 0, 0, 0, 0
-    (root / W2).write_bytes(content)
+def cut(root):
+    write_wav(root / W2, np.zeros(32000))
+    (root / W2).write_bytes((root / W2).read_bytes()[:-2])
 
 
 def without_training_video(root):
@@ -2021,9 +2116,13 @@ def without_training_video(root):
         path.unlink()
 
 
-def one_vector_short(root):
-    for path in (root / "visual/openl3").iterdir():
-        np.save(path, np.load(path)[1:])
+def all_vectors(part):
+    return lambda root: [np.save(path, np.load(path)[part]) for path in (root / "visual/openl3").iterdir()]
+
+
+def without_labels(root):
+    bytes_at(WEAK, f"{WEAK_HEADER}\nw2.wav\t".encode())(root)
+    bytes_at("metadata/train/synthetic20/soundscapes.tsv", f"{STRONG_HEADER}\n00.wav".encode())(root)
 
 
 BAD = {
@@ -2032,16 +2131,19 @@ BAD = {
     r"weak\.tsv, line 1: no column filename, event_labels; ": bytes_at(WEAK, b""),
     r"weak\.tsv: cannot be read as text": bytes_at(WEAK, b"\xff\xfe\x00"),
     r"weak\.tsv, line 2: .* not a plain file name": bytes_at(WEAK, f"{WEAK_HEADER}\n../a.wav\tDog".encode()),
+    r"weak\.tsv: hold no label": without_labels,
     "the list of 'public' is empty": bytes_at("metadata/eval/public.tsv", STRONG_HEADER.encode()),
     r"audio/eval/public: none of the 3 clips": lambda root: shutil.rmtree(root / "audio/eval"),
     r"w2\.wav: holds no audio": sound(np.zeros(0)),
     r"w2\.wav: holds samples that are not finite": sound(np.full(100, np.nan)),
     r"w2\.wav: cannot be decoded \(.*; mend": bytes_at(W2, b"RIFF and nothing else"),
-    r"w2\.wav: cannot be decoded": flac_without_length,
+    r"w2\.wav: holds less sound than its header promises": cut,
+    r"w2\.wav: 999 samples per second, not 1000 to 400000": lambda root: write_wav(root / W2, np.zeros(99), 999),
     "visual/openl3: no such folder": lambda root: shutil.rmtree(root / "visual"),
     "visual/openl3: no file for any training clip": without_training_video,
-    r"\.npy: has the shape \(63, 6\) where \(64, D\)": one_vector_short,
+    r"\.npy: has the shape \(63, 6\) where \(64, D\)": all_vectors(np.s_[1:]),
     r"w2\.npy: has the shape \(64, 7\) where \(64, 6\)": vectors(np.zeros((64, 7), np.float16)),
+    r"\.npy: has the shape \(64, 0\)": all_vectors(np.s_[:, :0]),
     r"w2\.npy: must be an array of float16, .* not int16": vectors(np.zeros((64, 6), np.int16)),
     r"w2\.npy: must be an array of float16, .* not float32": vectors(np.zeros((64, 6), np.float32)),
     r"w2\.npy: must be an array of float16, .* not >f2": vectors(np.zeros((64, 6), ">f2")),
@@ -2057,6 +2159,16 @@ def test_bad_input_gets_one_line(message, tmp_path, capsys):
     error = refused(capsys, "--data", root, "--visual", "openl3", "--out", tmp_path / "r", *SHORT)
     assert re.search(message, error), error
     assert not (tmp_path / "r").exists() and not list(tmp_path.rglob("*.partial"))
+
+
+def deflated(content):
+    """What torch saves, compressed: a small file may then hold gigabytes"""
+    plain, small = io.BytesIO(), io.BytesIO()
+    torch.save({**content, "x": torch.zeros(100_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return small.getvalue()
 
 
 def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
@@ -2078,6 +2190,7 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
         "base": ({**good, "config": {**good["config"], "base": "conformer"}}, "is of a run with base conformer"),
         "classes": ({**good, "classes": ["Fox"]}, "is of a run with other data"),
         "weights": ({**good, "student": {"cnn.0.0.weight": torch.zeros(3)}}, "another architecture"),
+        "compressed": (deflated(good), "not a checkpoint of this program (compressed)"),
     }
     flags = ["--data", root, "--visual", "openl3", *SHORT, "--resume", "--out"]
     for name, (content, message) in cases.items():
@@ -2089,6 +2202,35 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
     assert not (tmp_path / "executed").exists()
     torch.save({"model": 1}, path.parent / "model.pt")  # neither is a foreign file taken for a finished run
     assert "model.pt: was not written by this program" in refused(capsys, *flags, path.parent)
+
+
+def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, one_block):
+    root = write_tiny(tmp_path / "set")
+    data, config = features.load_dataset(root, ["openl3"], log=quiet), tiny_config(root)
+    student, teacher, optimizer = parts = train.start(config, data, CPU)
+    train.training_step(*parts, train.training_batch(train.load_clips(data, ["openl3"], CPU), config, 0), config, 0)
+    good = train.description(config, data) | {"epoch": 1, "optimizer": optimizer.state_dict()}
+    good = good | {"student": student.state_dict(), "teacher": teacher.state_dict()}
+    path = tmp_path / "checkpoint.pt"
+    torch.save(good, path)
+    state, _ = train.read_state(path, config, data)
+    assert train.restore(tmp_path, state, *train.start(config, data, CPU), 2) == 1  # each case below has one fault
+    first = {**good["student"], "token": good["student"]["token"] * math.nan}
+    momenta = {**good["optimizer"]["state"], 0: {**good["optimizer"]["state"][0], "exp_avg": torch.zeros(3)}}
+    other = torch.optim.SGD(student.parameters(), lr=1).state_dict()
+    cases = {
+        "config": ({**good, "config": 1}, "was not written by this program"),
+        "a tensor": ({**good, "config": {**good["config"], "seed": torch.ones(2)}}, "was not written by this program"),
+        "broadcast": ({**good, "mel_statistics": [torch.ones(1)] * 2}, "was not written by this program"),
+        "nan": ({**good, "student": first}, "of another architecture or optimizer, or damaged"),
+        "other optimizer": ({**good, "optimizer": other}, "of another architecture or optimizer"),
+        "momenta": ({**good, "optimizer": {**good["optimizer"], "state": momenta}}, "of another architecture or"),
+    }
+    cases |= {f"epoch {n}": ({**good, "epoch": n}, "or damaged; delete it") for n in (-1, 0, 1.0, True, 99)}
+    for content, message in cases.values():
+        torch.save(content, path)
+        with pytest.raises(features.InputError, match=f"checkpoint.pt: .*{message}"):
+            train.restore(tmp_path, train.read_state(path, config, data)[0], *parts, 2)
 
 
 # --- the house -------------------------------------------------------------------------------------------------------

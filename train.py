@@ -10,11 +10,13 @@ loop, tuning and scoring, the command. The README's section "To try something el
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -28,7 +30,7 @@ from torch.nn import functional as F
 import features
 import metrics
 from avsed import MultiEncoder
-from features import FRAME_HOP, InputError
+from features import FRAME_HOP, InputError, first_line
 
 LEARNING_RATE = 1e-3  # Boes 2022, Sec. 3.1.5
 LR_STEP = 10_000  # iterations (Boes 2022, Sec. 3.1.5)
@@ -307,7 +309,7 @@ def train(config, data, out, device, log, checkpoint=None):
     log(f"model  {config.base}, {' + '.join(('log-mel', *config.visual))}, {n_parameters:.2f} M parameters")
     first = 0
     if checkpoint:
-        first = restore(out, checkpoint, student, teacher, optimizer)
+        first = restore(out, checkpoint, student, teacher, optimizer, config.epochs)
         log(f"       continuing after epoch {first} of {config.epochs}")
     clips = load_clips(data, config.visual, device)
     started = shown = time.monotonic()
@@ -352,15 +354,31 @@ def description(config, data):
     }
 
 
-def restore(out, checkpoint, student, teacher, optimizer):
+def restore(out, checkpoint, student, teacher, optimizer, epochs):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
-    try:
-        student.load_state_dict(checkpoint["student"])
-        teacher.load_state_dict(checkpoint["teacher"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        return checkpoint["epoch"]
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{out}/checkpoint.pt: of another architecture ({first_line(error)}); delete it") from None
+    optimizer.step()  # of gradients of zero: this changes nothing, but gives its state the form of a saved one
+    parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+    wanted = {"epoch": 0} | {name: part.state_dict() for name, part in parts.items()}
+    found = {name: checkpoint.get(name) for name in wanted}
+    if not same_form(found, wanted) or not 1 <= found["epoch"] <= epochs:
+        raise InputError(f"{out}/checkpoint.pt: of another architecture or optimizer, or damaged; delete it")
+    for name, part in parts.items():
+        part.load_state_dict(found[name])
+    return found["epoch"]
+
+
+def same_form(found, wanted):
+    """Do two contents of checkpoints agree in all but their numbers? Tensors must be finite, too"""
+    if isinstance(wanted, dict):
+        alike = isinstance(found, dict) and found.keys() == wanted.keys()
+        return alike and all(same_form(found[key], wanted[key]) for key in wanted)
+    if type(found) is not type(wanted):
+        return False
+    if isinstance(wanted, (list, tuple)):
+        return len(found) == len(wanted) and all(map(same_form, found, wanted))
+    if isinstance(wanted, torch.Tensor):
+        return (found.shape, found.dtype) == (wanted.shape, wanted.dtype) and bool(found.isfinite().all())
+    return True
 
 
 def progress_line(config, t, terms, pace):
@@ -566,39 +584,40 @@ class Log:
         print(line, flush=True)
         self.lines.append(f"{line}\n")
         if self.path:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(self.lines))
             self.lines = []
 
 
 def save(content, path):
     """torch.save that leaves either the old file or the new one, never half of it"""
-    with features.replacing(path) as partial, open(partial, "wb") as file:
-        torch.save(content, file)
+    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+    torch.save(content, buffer)
+    with features.replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load(path, remedy="delete it and start again"):
-    """A file that `save` wrote, on the CPU. Nothing in it is executed."""
+    """A file that `save` wrote, on the CPU. Nothing in it is executed, and it grows no larger than it is on disk."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch compresses nothing
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("compressed")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: not a checkpoint of this program ({first_line(error)}); {remedy}") from None
 
 
-def first_line(error):
-    return str(error).strip().split("\n")[0][:80]
-
-
 def write_text(path, text):
     with features.replacing(path) as partial:
-        partial.write_text(f"{text}\n")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 @contextmanager
 def claimed(folder, wait=False):
     """True while this process alone works in the folder. A claim ends with its process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"claim{RANK or ''}", "w") as file:
+    with open(folder / f"claim{RANK or ''}", "a") as file:  # as a link it may lead elsewhere: nothing there is changed
         try:
             import fcntl
 
@@ -615,11 +634,11 @@ def weight_or(word):
     """Type of a flag that takes an acoustic weight in (0, 1] or one word"""
 
     def parse(text):
-        if text != word and not 0 < float(text) <= 1:
+        if text != word and not 1e-6 <= features.number(text) <= 1:  # less is no number any more beside others
             raise ValueError
         return text if text == word else float(text)
 
-    parse.__name__ = f"acoustic weight (a number above 0 and up to 1, or {word!r})"
+    parse.__name__ = f"acoustic weight (a number from 1e-6 to 1, or {word!r})"
     return parse
 
 
@@ -703,7 +722,8 @@ def load_data(root, visual, out, log):
 def cache_folder(root, out):
     """Inside the data set, or beside the run where the data set is read-only, be it only by its permission bits"""
     writable = root.is_dir() and os.access(root, os.W_OK) and root.stat().st_mode & 0o222
-    return root / "cache" if writable else out.parent / f"cache-{root.resolve().name}"
+    real = os.path.realpath(root)  # two data sets may have one name
+    return root / "cache" if writable else out.parent / f"cache-{Path(real).name}-{features.fingerprint((), real)[:8]}"
 
 
 def complete_run(config, data, out, device, log):
@@ -719,6 +739,8 @@ def complete_run(config, data, out, device, log):
     if (out / "model.pt").exists():
         state, data = read_state(out / "model.pt", config, data)
         student, _, _ = start(config, data, device)
+        if not same_form(state.get("weights"), student.state_dict()):
+            raise InputError(f"{out}/model.pt: of another architecture, or damaged; delete it")
         student.load_state_dict(state["weights"])
     elif (out / "checkpoint.pt").exists():
         checkpoint, data = read_state(out / "checkpoint.pt", config, data)
@@ -737,6 +759,10 @@ def finished_report(out, config, data):
     if not (out / "model.pt").exists():
         return None
     report, _ = read_state(out / "model.pt", config, data)
+    try:
+        row(config, report)
+    except Exception:  # a foreign file may hold anything
+        raise InputError(f"{out}/model.pt: its scores are damaged; delete it and start again") from None
     return without_tensors(report) if report.get("streams") == list(data.visual_statistics) else None
 
 
@@ -745,21 +771,22 @@ def read_state(path, config, data):
 
     Raises InputError unless it is of a run with this configuration on these clips.
     """
-    state = load(path)
+    state, now = load(path), description(config, data)
     try:
         stored, wanted = state["config"], asdict(config)
         del wanted["data"]  # the folder may have moved, or have several names
-        differs = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key]]
-        if (state["classes"], state["data"]) != (data.classes, data.identity(config.visual)):
+        differs = [f"{key} {stored.get(key)}" for key, x in wanted.items() if stored.get(key) != x]
+        if (state["classes"], state["data"]) != (now["classes"], now["data"]):
             differs.append("other data")
-        mel = [values.numpy() for values in state["mel_statistics"]]
-        visual = {stream: [v.numpy() for v in pair] for stream, pair in state["visual_statistics"].items()}
-    except (LookupError, TypeError, AttributeError):
-        raise InputError(
-            f"{path}: was not written by this program, or by an older version; delete it and start again"
-        ) from None
+        kept = "mel_statistics", "visual_statistics"
+        if not differs and not same_form({name: state[name] for name in kept}, {name: now[name] for name in kept}):
+            raise ValueError("statistics")
+    except Exception:  # a foreign file may hold anything
+        raise InputError(f"{path}: was not written by this program, or by an older version; delete it") from None
     if differs:
         raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
+    mel = [values.numpy() for values in state["mel_statistics"]]
+    visual = {stream: [values.numpy() for values in pair] for stream, pair in state["visual_statistics"].items()}
     return state, replace(data, mel_statistics=mel, visual_statistics=data.visual_statistics | visual)
 
 
@@ -779,7 +806,7 @@ def run(args):
         args.data or "data/toy", streams, args.base, train_weight, args.infer_weight or ("auto" if streams else 1.0),
         args.epochs, args.batches, tuple(args.batch_size), args.seed, args.precision,
     )  # fmt: skip
-    name = (Path(config.data).resolve().name, config.base, *(streams or ("audio",)), str(config.seed))
+    name = (Path(os.path.realpath(config.data)).name, config.base, *(streams or ("audio",)), str(config.seed))
     out = Path(args.out or "runs/" + "-".join(name))
     if not args.resume and ((out / "checkpoint.pt").exists() or (out / "model.pt").exists()):
         raise InputError(f"{out}: holds a run already; continue it with --resume, name another --out, or delete it")

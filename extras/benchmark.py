@@ -28,7 +28,7 @@ from train import PAPER, Config, Log, choose_device, load_clips, load_data, star
 def peak_memory():
     """Most memory that this process has held so far, in bytes; nan where the system does not say"""
     status = Path("/proc/self/status")  # on Linux getrusage also counts what the parent held as it started this process
-    if found := status.exists() and re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M):
+    if found := status.exists() and re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("utf-8"), re.M):
         return 1024 * int(found[1])
     try:
         import resource  # Windows has none

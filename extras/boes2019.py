@@ -318,7 +318,7 @@ def complete_run(config, data, settings, out, device, log, keep=False):
     wanted = json.loads(json.dumps({"config": asdict(config), **settings}))
     if report.exists():
         try:
-            found = json.loads(report.read_text())
+            found = json.loads(report.read_text(encoding="utf-8"))
             differs = [key for key in wanted if found[key] != wanted[key]]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{report}: was not written by this program; delete it") from None
@@ -338,7 +338,7 @@ def complete_run(config, data, settings, out, device, log, keep=False):
         with replacing(report.with_suffix(".pt")) as whole, open(whole, "wb") as file:
             torch.save(states, file)
     with replacing(report) as whole:
-        whole.write_text(json.dumps(found))
+        whole.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 

@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional
 
 from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError
-from features import fit_clip, read_unlabelled, read_waveform, recording, replacing, save_array
+from features import fit_clip, read_mono, read_unlabelled, recording, replacing, save_array
 from features import choose_device, clock, cores, one_line_errors, show_progress
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
@@ -402,7 +402,7 @@ def vggish_log_mel(waveform):
 def sound_vectors(network, path):
     """Sound file -> (10, 128) float32: what VGGish makes of ten seconds (Boes 2019, Sec. 3.2.1)"""
     # as loud as the file is: VGGish knows loudness, and log(x + 0.01) depends on it
-    maps = vggish_log_mel(fit_clip(read_waveform(path, to_peak=False)))
+    maps = vggish_log_mel(fit_clip(read_mono(path)))
     return network(maps.to(next(network.parameters()).device)).cpu().numpy()
 
 

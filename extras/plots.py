@@ -24,9 +24,11 @@ EVERY = 8  # of the 64 frames of ten seconds of video, eight are shown
 
 def figure_class():
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+    rcParams["text.parse_math"] = False  # a $ in a class's name is no formula
     return Figure
 
 

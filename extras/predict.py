@@ -55,22 +55,13 @@ def read_blocks(path):
     silence before it. Raises InputError where there is no sound, or none that can be decoded.
     """
     heard = False
-    for block in sound_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
+    for block in resampled(features.sound_blocks(path)) if is_sound_file(path) else ffmpeg_blocks(path):
         if not np.isfinite(block).all():
             raise InputError(f"{path}: holds samples that are not finite; mend the file")
         heard = heard or len(block) > 0
         yield block
     if not heard:
         raise InputError(f"{path}: holds no audio; name a file with sound")
-
-
-def sound_blocks(path):
-    try:
-        with soundfile.SoundFile(path) as file:
-            blocks = file.blocks(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)
-            yield from resampled((block.mean(1) for block in blocks), file.samplerate)
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
-        raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
 
 
 def ffmpeg_blocks(path):
@@ -106,24 +97,25 @@ def ffmpeg_blocks(path):
             raise InputError(f"{path}: no sound ({reason}); name a file with sound")
 
 
-def resampled(blocks, rate):
-    """Blocks of one recording -> blocks at 16 kHz.
+def resampled(blocks):
+    """(rate, block) pairs of one recording, which `features.sound_blocks` yields -> blocks at 16 kHz.
 
     equals: scipy.signal.resample_poly of the whole. Its filter reaches 10 * max(up, down) / up samples to either side,
     so a block is resampled once that much of what follows is known, together with what went before. All cuts are at
     multiples of `down`: there the two grids meet.
     """
-    up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
-    margin = 11 * down
     known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
-    for block in blocks:
+    for rate, block in blocks:
+        up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+        margin = 11 * down
         known = np.concatenate([known, block])
         ready = (len(known) - margin) // down * down
         if ready > done:
             yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
             forget = max(0, ready - margin)
             known, done = known[forget:], ready - forget
-    yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
+    if len(known):
+        yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
 
 
 def recording_seconds(path):
@@ -131,7 +123,7 @@ def recording_seconds(path):
     if is_sound_file(path):
         try:
             return soundfile.info(path).duration
-        except (soundfile.SoundFileError, OSError) as error:
+        except Exception as error:  # soundfile lets out several kinds for damaged headers
             raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
     header = embeddings.run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
     match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
@@ -240,28 +232,39 @@ def load_trained(path, device):
     """The model.pt of a finished run -> Trained; raises InputError for any other file"""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; name the model.pt that a run left")
-    state = train.load(path, remedy="name the model.pt that a run left")
+    remedy = "name the model.pt that a run left"
+    state = train.load(path, remedy)
     state = state if isinstance(state, dict) else {}
     if "student" in state:
         raise InputError(f"{path}: is of an unfinished run; complete it with --resume and name the model.pt it leaves")
 
-    def arrays(pair):
-        return tuple(tensor.numpy() for tensor in pair)
+    def check(fits, what):
+        if not fits:
+            raise ValueError(what)
+
+    def statistics(pair):
+        pair = np.stack([values.numpy() for values in pair])
+        check(pair.dtype == np.float32 and pair.shape == (2, pair.shape[-1]) and np.isfinite(pair).all(), "statistics")
+        check((pair[1] > 0).all(), "standard deviations")
+        return pair
 
     try:
-        visual = {stream: arrays(pair) for stream, pair in state["visual_statistics"].items()}
-        data = features.DataSet(state["classes"], {}, arrays(state["mel_statistics"]), visual)
-        dims = {stream: mean.size for stream, (mean, _) in visual.items()}
-        student = MultiEncoder(len(data.classes), dims, state["config"]["base"])
+        visual = {stream: statistics(pair) for stream, pair in state["visual_statistics"].items()}
+        data = features.DataSet(state["classes"], {}, statistics(state["mel_statistics"]), visual)
+        check(data.mel_statistics.shape[1] == features.MELS, "statistics of log-mel")
+        n, weight = len(data.classes), state["infer_weight"]
+        check(data.classes == sorted({str(label) for label in data.classes}), "classes")
+        student = MultiEncoder(n, {stream: pair.shape[1] for stream, pair in visual.items()}, state["config"]["base"])
+        check(train.same_form(state["weights"], student.state_dict()), "weights of another architecture, or not finite")
         student.load_state_dict(state["weights"])
-        tuned = state["tuned"]["EBF1"]
-        threshold, window = np.array(tuned["threshold"]), np.array(tuned["window"])
-        return Trained(student.to(device), data, state["infer_weight"], threshold, window, device)
-    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0][:80]
-        raise InputError(
-            f"{path}: not the model.pt of a finished run ({reason}); name the model.pt that a run left"
-        ) from None
+        threshold, window = (np.array(state["tuned"]["EBF1"][name]) for name in ("threshold", "window"))
+        check(threshold.shape == window.shape == (n,) and np.isfinite(threshold).all(), "thresholds")
+        check(window.dtype.kind == "i" and np.isin(window, range(1, 1000, 2)).all(), "windows")
+        check(1e-6 <= weight <= 1, "acoustic weight")
+    except Exception as error:  # a foreign file may hold anything
+        reason = features.first_line(error)
+        raise InputError(f"{path}: not the model.pt of a finished run ({reason}); {remedy}") from None
+    return Trained(student.to(device), data, weight, threshold, window, device)
 
 
 def visual_sources(trained, weights, visual_file):
@@ -362,8 +365,12 @@ def check_names(names, out):
     """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
-    if strange := [name for name in names if re.search(r"[\t\r\n]", name)]:
-        raise InputError(f"{strange[0]!r}: a tab or line break in the name would break the table; rename the file")
+    if strange := [name for name in names if re.search("[\t\r\n\ud800-\udfff]", name)]:
+        raise InputError(
+            f"{strange[0]!r}: a tab, a line break or what is no text in the name would break the table; rename the file"
+        )
+    if out and out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out wants a folder")
     if out and ((out / "model.pt").exists() or (out / "checkpoint.pt").exists()):
         raise InputError(f"{out}: holds a run, whose files would be overwritten; name another --out")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features import CLIP_SECONDS, InputError, one_line_errors, read_strong, read_table
+from features import CLIP_SECONDS, DAY, InputError, number, one_line_errors, read_strong, read_table
 from metrics import PSDS1, PSDS2, clip_f1, event_f1, psds, segment_f1
 
 
@@ -25,11 +25,11 @@ def read_durations(path):
     durations = {}
     for place, (name, text) in read_table(path, ("filename", "duration")):
         try:
-            seconds = float(text)
+            seconds = number(text)
         except ValueError:
             seconds = math.nan
-        if not (name and 0 < seconds < math.inf and durations.setdefault(name, seconds) == seconds):
-            raise InputError(f"{place}: duration {text!r} of {name!r}; give each clip one number of seconds above 0")
+        if not (name and 0 < seconds <= DAY and durations.setdefault(name, seconds) == seconds):
+            raise InputError(f"{place}: duration {text!r} of {name!r}; give each clip one number, above 0, up to a day")
     return durations
 
 
@@ -65,6 +65,11 @@ def score(reference_path, estimated_path, operating_points=None, durations=None,
     reference_labels = {label for *_, label in reference}
     classes = sorted(reference_labels.union(label for *_, label in estimated))
 
+    for path, names, events in (
+        (reference_path, reference_files, reference), (estimated_path, estimated_files, estimated)
+    ):  # fmt: skip
+        # cells may be missing at a row's end; so if tabs were lost, whole rows stand here as names
+        note(f"files of {path} have no events", sorted({*names} - {name for name, *_ in events}))
     what, known = f"events of {estimated_path}", set(reference_files)
     note(f"{what} in files that {reference_path} does not name, false positives of F1",
          [name for name, *_ in estimated if name not in known])  # fmt: skip
@@ -84,6 +89,8 @@ def score(reference_path, estimated_path, operating_points=None, durations=None,
         scores |= {f"{name}_micro": value.micro, f"{name}_macro": value.macro}
 
     if operating_points:
+        if not Path(operating_points).is_dir():
+            raise InputError(f"{operating_points}: no such folder; PSDS wants one with a table for each threshold")
         paths = sorted(Path(operating_points).glob("*.tsv"))
         if not paths:
             raise InputError(f"{operating_points}: no .tsv file in this folder; give one for each threshold")
@@ -102,6 +109,19 @@ def score(reference_path, estimated_path, operating_points=None, durations=None,
 def or_null(scores):
     """JSON knows no NaN: scores that are not defined become None."""
     return {name: None if value != value else value for name, value in scores.items()}
+
+
+def text_of(scores, per_class, with_classes, as_json):
+    """What the command prints: JSON, or a line per score and then, if asked for, one per class"""
+    if as_json:
+        by_class = {"per_class": {name: or_null(f1) for name, f1 in per_class.items()}} if with_classes else {}
+        return json.dumps(or_null(scores) | by_class, indent=1)
+    lines = [f"{name:<32}{x:>9.4f}" if isinstance(x, float) else f"{name:<32}{x:>9}" for name, x in scores.items()]
+    if with_classes:
+        lines.append(f"\n{'':<32}" + "".join(f"{name:>12}" for name in per_class))
+        for label in per_class["event_f1"]:
+            lines.append(f"{label:<32}" + "".join(f"{f1[label]:>12.4f}" for f1 in per_class.values()))
+    return "\n".join(lines)
 
 
 def parse_arguments(arguments):
@@ -127,23 +147,15 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with one_line_errors("nothing was scored"), warnings.catch_warnings(record=True) as noted:
-        warnings.simplefilter("always")
-        scores, per_class = score(
-            args.reference, args.estimated, args.operating_points, args.durations, args.ctr_divisor
-        )
-    for text in dict.fromkeys(str(warning.message) for warning in noted):  # PSDS1 and PSDS2 warn of the same
-        print(f"note   {text}", file=sys.stderr)
-    if args.json:
-        by_class = {"per_class": {name: or_null(f1) for name, f1 in per_class.items()}} if args.per_class else {}
-        print(json.dumps(or_null(scores) | by_class, indent=1))
-        return
-    for name, value in scores.items():
-        print(f"{name:<32}{value:>9.4f}" if isinstance(value, float) else f"{name:<32}{value:>9}")
-    if args.per_class:
-        print(f"\n{'':<32}" + "".join(f"{name:>12}" for name in per_class))
-        for label in per_class["event_f1"]:
-            print(f"{label:<32}" + "".join(f"{f1[label]:>12.4f}" for f1 in per_class.values()))
+    with one_line_errors("nothing was scored"):
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            scores, per_class = score(
+                args.reference, args.estimated, args.operating_points, args.durations, args.ctr_divisor
+            )
+        for text in dict.fromkeys(str(warning.message) for warning in noted):  # PSDS1 and PSDS2 warn of the same
+            print(f"note   {text}", file=sys.stderr)
+        print(text_of(scores, per_class, args.per_class, args.json))
 
 
 if __name__ == "__main__":

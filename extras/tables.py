@@ -12,6 +12,7 @@ and continues it where it was killed. `results.tsv` lists the runs, `table_5.txt
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import train
 from extras import plots, toy
-from features import InputError, clock, one_line_errors
+from features import InputError, clock, one_line_errors, read_partitions
 from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
@@ -123,6 +124,8 @@ def make_table(args, device, log, wait):
     root, rows = Path(args.data or "data/toy"), rows_of(args.table)
     out = Path(args.out or f"runs/tables-{root.resolve().name}")
     streams = list(dict.fromkeys(stream for row in rows for stream in row.visual))
+    if args.data:
+        read_partitions(root)  # where the tables are wrong, no folder is made
     with claimed(out, wait=True):  # one process fills the cache, the others find it filled
         if not args.data:
             toy.make_toy(root)
@@ -144,6 +147,8 @@ def make_table(args, device, log, wait):
                     args.epochs, args.batches, tuple(args.batch_size), seed, args.precision,
                 )  # fmt: skip
     reports = complete_runs(configs, data, out, device, log, wait)
+    for name, report in reports.items():
+        check_report(report, out / name / "model.pt")
     write_results(out, log)
     if len(reports) < len(configs):
         log(f"table  {len(reports)} of {len(configs)} runs are done: rows are incomplete")
@@ -193,6 +198,22 @@ def complete_runs(configs, data, out, device, log, wait=False):
     return reports
 
 
+def check_report(report, path):
+    """Raises InputError unless a run's report holds what rows are made of: scores from 0 to 1, or None"""
+    try:
+        by_weight = report["by_weight"]
+        tables = [report["scores"], *by_weight.values()]
+        tables += [by_weight[str(weight)] for weight in (*INFER_WEIGHTS, 1.0) if report["config"]["visual"]]
+        for parts in tables:
+            for scores in (parts["validation"], parts["public"], *parts.values()):
+                if not all(scores[name] is None or 0 <= scores[name] <= 1 for name in SCORES):
+                    raise ValueError("a score")
+        if report["scores"] != by_weight[str(report["infer_weight"])]:
+            raise ValueError("two kinds of scores")
+    except Exception:  # a foreign file may hold anything
+        raise InputError(f"{path}: its scores are damaged; delete its folder, and the run is done again") from None
+
+
 def write_results(out, log):
     """results.tsv: a line per finished run in the folder, whichever table it belongs to"""
     settings = ["base", "visual", "train_weight", "seed", "epochs", "batches", "batch_size", "precision"]
@@ -201,14 +222,18 @@ def write_results(out, log):
         if not (path.parent / "model.pt").exists():
             continue
         try:
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text(encoding="utf-8"))
+            check_report(report, path)
             words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(report["config"].get, settings)]
             scores = [report["scores"]["validation"]["EBF1"], *(report["scores"]["public"][name] for name in SCORES)]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            scores = ["" if score is None else f"{score:.6f}" for score in scores]
+            cells = list(map(str, [path.parent.name, *words, report["infer_weight"], *scores]))
+            if any(re.search(r"[\t\r\n]", cell) for cell in cells):
+                raise ValueError("a tab or line break")
+        except Exception:  # a foreign file may hold anything
             log(f"note   {path}: is damaged or was not written by this program; left out of results.tsv")
             continue
-        scores = ["" if score is None else f"{score:.6f}" for score in scores]
-        lines.append("\t".join(map(str, [path.parent.name, *words, report["infer_weight"], *scores])))
+        lines.append("\t".join(cells))
     write_text(out / "results.tsv", "\n".join(lines))
 
 
@@ -333,7 +358,7 @@ def main(arguments=None):
         first, alone = train.RANK == 0, train.RANKS == 1
         train.RANK, train.RANKS = 0, 1
         if not first:
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
         make_table(args, device, Log(), wait=first and not alone)
 
 

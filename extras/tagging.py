@@ -119,10 +119,11 @@ def gather(label, paths, read, cache, log):
     there = [path for path in paths if path]
     names = [path and path.name for path in paths]
     key = features.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
+    wanted = {"array": ((len(paths), *example.shape), example.dtype)}
 
     def make(folder):
-        with features.array_file(folder / "array.npy", (len(paths), *example.shape), example.dtype) as write:
+        with features.array_file(folder / "array.npy", *wanted["array"]) as write:
             for chunk in features.in_chunks(lambda path: path and read(path), paths, label, log):
                 write(np.stack([np.zeros_like(example) if one is None else one for one in chunk]))
 
-    return features.cached(cache / f"{label.replace(' ', '-')}-{key}", make)["array"]
+    return features.cached(cache / f"{label.replace(' ', '-')}-{key}", make, wanted)["array"]

@@ -104,7 +104,7 @@ def test_a_picture_that_cannot_be_finished_leaves_no_file(tmp_path, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", savefig)
-    with pytest.raises(OSError):
+    with pytest.raises(plots.InputError, match="b.png: cannot be written .disk full"):
         plots.save_figure(figure, tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -119,7 +119,7 @@ def test_blocks_are_the_recording(tmp_path, rate):
     write_wav(path, np.random.default_rng(0).uniform(-0.5, 0.5, (round(21.3 * rate), 2)), rate)
     blocks = list(predict.read_blocks(path))
     whole, sound = features.read_waveform(path), np.concatenate(blocks)
-    assert len(blocks) > 2 and max(map(len, blocks)) < 250000 and sound.shape == whole.shape
+    assert len(blocks) > 2 and max(map(len, blocks)) < 350000 and sound.shape == whole.shape
     assert sound.dtype == np.float32 and np.allclose(sound / np.abs(sound).max(), whole, atol=1e-5)
     assert predict.recording_seconds(path) == pytest.approx(21.3, abs=1e-3)
 
@@ -380,6 +380,19 @@ def bad_input(tmp_path):
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     tiny_model(tmp_path / "narrow.pt", weights=MultiEncoder(3, {"openl3": 6}).state_dict())
     (tmp_path / "broken.wav").write_bytes(b"RIFF and nothing else")
+    ones, weights = torch.ones(64), torch.load(good, weights_only=True)["weights"]
+    broken = {
+        "one mean": dict(mel_statistics=[torch.ones(1), torch.ones(1)]),
+        "deviation": dict(mel_statistics=[ones, 0 * ones]),
+        "doubles": dict(mel_statistics=[ones.double(), ones.double()]),
+        "classes": dict(classes=["Cat", 3]),
+        "one threshold": dict(tuned={"EBF1": {"threshold": [0.5], "window": [3, 5]}}),
+        "even window": dict(tuned={"EBF1": {"threshold": [0.5, 0.5], "window": [3, 4]}}),
+        "silent": dict(infer_weight=0.0),
+        "nan": dict(weights={**weights, "token": weights["token"] * math.nan}),
+    }
+    broken = {name: tiny_model(tmp_path / f"{name}.pt", **changes) for name, changes in broken.items()}
+    (tmp_path / "cut.wav").write_bytes(wav.read_bytes()[:-2])
     write_wav(tmp_path / "empty.wav", np.zeros(0))
     write_wav(tmp_path / "nan.wav", np.full(100, np.nan), subtype="FLOAT")
     for name, array in (("shape", np.zeros((63, 6))), ("wide", np.zeros((64, 7))), ("good", np.zeros((64, 6)))):
@@ -394,8 +407,12 @@ def bad_input(tmp_path):
         "tensor": ([tmp_path / "tensor.pt", wav], "tensor.pt: not the model.pt of a finished run"),
         "garbage": ([tmp_path / "garbage.pt", wav], "garbage.pt: not a checkpoint of this program"),
         "architecture": ([tmp_path / "narrow.pt", wav], "narrow.pt: not the model.pt of a finished run"),
+        **{name: ([path, wav], f"{name}.pt: not the model.pt of a finished run") for name, path in broken.items()},
+        "a file as folder": ([good, wav, "--out", wav], "a.wav: is a file; --out wants a folder"),
+        "no text": ([good, "a\udcff.wav"], "would break the table"),
         "absent file": ([good, tmp_path / "no.wav"], "no.wav: no such file"),
         "broken": ([good, tmp_path / "broken.wav"], "broken.wav: cannot be decoded"),
+        "cut": ([good, tmp_path / "cut.wav"], "cut.wav: holds less sound than its header promises"),
         "empty": ([good, tmp_path / "empty.wav"], "empty.wav: holds no audio"),
         "nan": ([good, tmp_path / "nan.wav"], "nan.wav: holds samples that are not finite"),
         "same name": ([good, wav, tmp_path / "m/a.wav"], "a.wav: two files of this name"),

@@ -90,7 +90,7 @@ def test_bad_tables(tmp_path):
 def test_durations(tmp_path):
     path = written(tmp_path, "filename\tduration\na\t4.2\nb\t10\na\t4.2\n")
     assert score.read_durations(path) == {"a": 4.2, "b": 10.0}
-    for row in ("a\t0", "a\t-1", "a\tx", "a\tinf", "a\t", "ok\t2"):
+    for row in ("a\t0", "a\t-1", "a\tx", "a\tinf", "a\t1_0", "a\t86401", "a\t", "ok\t2"):
         with pytest.raises(InputError, match="line 3"):
             score.read_durations(written(tmp_path, f"filename\tduration\nok\t1\n{row}\n"))
 
@@ -138,6 +138,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         "1 events of est.tsv with labels that ref.tsv lacks",
         "1 events of points with labels",
         "length 0",
+        "1 files of ref.tsv have no events: empty.wav",
         "merged 1 ground truth events",
     ):
         assert words in err
@@ -168,6 +169,7 @@ def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):
         (["ok.tsv", "absent.tsv"], "absent.tsv: no such file"),
         (["zero.tsv", "ok.tsv"], "zero.tsv: A in a.wav begins and ends at 2 s"),
         (["ok.tsv", "ok.tsv", "--operating-points", "none"], "no .tsv file"),
+        (["ok.tsv", "ok.tsv", "--operating-points", "ok.tsv"], "ok.tsv: no such folder; PSDS wants one"),
         (["ok.tsv", "ok.tsv", *points, "--durations", "none.tsv"], "none.tsv: names no clip"),
         (["empty.tsv", "empty.tsv", *points], "empty.tsv: names no clip"),
     ):

@@ -317,9 +317,20 @@ def test_a_diverged_run_is_left_out_of_its_table(tmp_path, capsys, monkeypatch):
     assert "transformer-openl3-wrandom-0 is left out: the loss is not finite" in printed
     assert "1 of 2 runs are done" in printed and "Table 6, runs: 1" in printed
     assert not (out / "transformer-openl3-wrandom-0/model.pt").exists() and not (out / "table_6.txt").exists()
-    (out / "transformer-openl3-wrandom-1/metrics.json").write_text("{}")  # of results.tsv, one damaged line is left out
-    tables.write_results(out, print)
-    assert "metrics.json: is damaged" in capsys.readouterr().out
+    path = out / "transformer-openl3-wrandom-1/metrics.json"
+    good = path.read_text()
+    for damaged in ("{}", good.replace('"fp32"', '"fp\\t32"'), good.replace('"EBF1": ', '"EBF1": 1')):
+        path.write_text(damaged)  # of results.tsv, one damaged line is left out
+        tables.write_results(out, print)
+        assert "metrics.json: is damaged" in capsys.readouterr().out, damaged
+    model = path.with_name("model.pt")
+    torch.save(torch.load(model, weights_only=True) | {"by_weight": {"1.0": {"public": 3}}}, model)
+    with pytest.raises(SystemExit) as stop:
+        run(6, "--data", tmp_path / "set", *SHORT, "--runs", 1, "--seed", 1, "--out", out)
+    assert stop.value.code == 2 and re.search("error: .*model.pt: its scores are damaged", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        run(6, "--data", tmp_path / "nowhere", "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_pictures_without_matplotlib_stop_before_the_work(tmp_path, capsys, monkeypatch):

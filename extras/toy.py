@@ -16,15 +16,13 @@ something.
 
 import argparse
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import scipy.signal
 import soundfile
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors, replacing
 
 VERSION = 2  # change it whenever make_toy writes other bytes
 CLIPS = {  # kind: clips of each partition
@@ -49,19 +47,18 @@ def make_toy(root, seed=0, kind="toy"):
     root = Path(root).absolute()
     recipe = json.dumps({"toy": VERSION, "seed": seed} | ({} if kind == "toy" else {"kind": kind})) + "\n"
     marker = root / "toy.json"
-    if marker.is_file() and marker.read_text() == recipe:
+    if marker.is_file() and marker.read_bytes() == recipe.encode():
         return
     if root.exists() and any(root.iterdir()):  # perhaps with something that is the user's own
         toy = "toy data of another version, seed or kind"
         raise InputError(f"{root}: holds {toy if marker.is_file() else 'something other than toy data'}; move it away")
+    if root.exists():
+        root.rmdir()  # empty
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{root.name}-", suffix=".partial", dir=root.parent) as folder:
-        whole = Path(folder) / root.name
+    with replacing(root) as whole:  # if another run is faster, its folder stays
         for number, name in enumerate(PARTITIONS):
             write_partition(whole, name, number, seed, kind)
-        (whole / marker.name).write_text(recipe)
-        if not (marker.is_file() and marker.read_text() == recipe):  # else another run was faster
-            os.replace(whole, root)
+        (whole / marker.name).write_text(recipe, encoding="utf-8")
 
 
 def write_partition(root, name, number, seed, kind):
@@ -95,7 +92,7 @@ def write_partition(root, name, number, seed, kind):
         if tagging or (not strong and i not in without_video):
             for stream, width in streams.items():
                 np.save(root / "visual" / stream / f"{stem}.npy", make_vectors(rng, events, seconds, width))
-    table.write_text("\n".join(rows) + "\n")
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 # --- one clip --------------------------------------------------------------------------------------------------------
