@@ -55,8 +55,7 @@ FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the 
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
 RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change the section "audio"
 DAY = 86_400  # s: no recording is longer, so a later time is in other units, or damaged
-# where the number of a process means one process: a machine, or a container of several with one name
-MACHINE = platform.node() + (f"-{os.stat(p).st_ino}" if os.path.exists(p := "/proc/self/ns/pid") else "")
+MACHINE = platform.node()  # the number of a process means nothing on another one
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 
 PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them out (Boes 2022, Sec. 3.1.1, Table 2)
@@ -393,6 +392,7 @@ def add_log_mel(part, cache, log):
     """Fill in part.log_mel and part.durations -> key of the cache"""
     paths = [part.folder / f for f in part.filenames]
     key = fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
+    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
 
     def make(folder):
         durations = []
@@ -402,7 +402,6 @@ def add_log_mel(part, cache, log):
                 durations += [len(w) / SAMPLE_RATE for w in waveforms]
         np.save(folder / "durations.npy", durations)
 
-    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
     arrays = cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
