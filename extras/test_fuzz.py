@@ -31,7 +31,7 @@ import torch
 import avsed
 import features
 import train
-from extras import predict, score, tables
+from extras import boes2019, embeddings, predict, score, tables
 from test_avsed import HERE, LAYOUT, quiet, tiny_config, tiny_rows, write_tiny
 
 ROOM, SLOW = 3 * 2**30, 20  # bytes beyond what the process has mapped when it starts; seconds
@@ -168,6 +168,7 @@ class Samples:
         file = io.BytesIO()
         np.save(file, self.vectors)
         self.npy = file.getvalue()
+        self.weights = {name: 0.01 * value for name, value in embeddings.OpenL3Image().state_dict().items()}
         headers = {"weak": "filename\tevent_labels", "unlabelled": "filename"}
         self.tables = {
             name: "\n".join([headers.get(name, "\t".join(features.EVENT_COLUMNS)), *rows, ""])
@@ -282,6 +283,27 @@ def read_npy(samples, path):
     features.read_visual(path, samples.vectors)
 
 
+def make_vggish(samples, rng, folder):
+    file = io.BytesIO()
+    np.save(file, samples.vectors[:10].repeat(22, 1)[:, :128])
+    (folder / "x.npy").write_bytes(damaged(rng, file.getvalue(), 128))
+    return (folder / "x.npy",)
+
+
+def read_vggish(samples, path):
+    assert boes2019.vggish(path).shape == (10, 128)
+
+
+def make_weights(samples, rng, folder):
+    (folder / "x.pt").write_bytes(saved(rng, samples.weights))
+    return (folder / "x.pt",)
+
+
+def read_weights(samples, path):
+    network = embeddings.load_network("openl3", path)
+    assert all(value.is_floating_point() for value in network.parameters()) and not network.training
+
+
 def make_cache(samples, rng, folder):
     shutil.copytree(samples.root / "cache", folder / "cache")
     paths = sorted((folder / "cache").rglob("*.npy"))
@@ -350,6 +372,8 @@ KINDS = {  # name: (what makes a damaged file, what reads it, how many by defaul
     "tables of a set": (make_table(*LAYOUT), read_set, 8),
     "tables to score": (make_scored, read_scored, 20),
     "vectors": (make_npy, read_npy, 60),
+    "vectors of VGGish": (make_vggish, read_vggish, 20),
+    "weights": (make_weights, read_weights, 4),
     "cache": (make_cache, read_cache, 10),
     "model.pt": (make_model, read_model, 15),
     "model.pt of a run": (make_model, read_finished, 6),
