@@ -131,3 +131,16 @@ def plot_table(path, title, labels, columns, highlighted):
     panels[0].invert_yaxis()
     figure.suptitle(f"{title}: mean and standard deviation over the runs (axes do not start at 0)")
     save_figure(figure, path)
+
+
+def plot_fusion(path, classes, audio, visual, fused, weights):
+    """Write a picture of what each class gains by fusion (Fayek 2020, Figs. 2 to 4).
+
+    audio, visual, fused: (C,) average precision by the sound, by the picture and by both; weights: (C,) mean weight of
+    the sound. nan where a class has none. Named are the 16 classes that gain or lose most.
+    """
+    gain = fused - np.maximum(audio, visual)
+    gain, most = 100 * gain, max(np.nanmax(np.abs(gain)), 1e-9)
+    figure = figure_class()(figsize=(14, 4.6), dpi=100, layout="constrained")
+    bubbles, gains, shares = figure.subplots(1, 3)
+    image = bubbles.scatter(audio, visual, 20 + 15 * np.abs(gain) , gain, cmap="RdBu", vmin=-most, vmax=most, edgecolors="gray")
