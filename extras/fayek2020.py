@@ -17,7 +17,6 @@ Shapes: B clips, T log-mel frames of 64 mel bins, S segments, D width of a visua
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import math
@@ -47,34 +46,18 @@ THRESHOLDS = np.arange(1, 100) / 100  # ours: tried for micro F1
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network is trained; its learning rate is one of `rates`, chosen on validation (Fayek 2020, Sec. 4.2)"""
-
     epochs: int
     batch: int
-    rates: tuple
+    rates: tuple  # learning rates to choose from, on validation (Fayek 2020, Sec. 4.2)
     l2: float = 0.0
     decay: bool = False  # the rate falls to zero along half a cosine
 
 
-# ours, all of AUDIO: the paper refers to another one. One rate, since a second would double the time of everything.
-AUDIO = Schedule(epochs=20, batch=32, rates=(1e-3,), decay=True)
-TOY_AUDIO = Schedule(epochs=3, batch=4, rates=(1e-3,), decay=True)  # what two cores do in minutes
-VISUAL = Schedule(epochs=20, batch=144, rates=(1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-FUSION = Schedule(epochs=100, batch=256, rates=(1e-2, 1e-3, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-REGRESSION = Schedule(epochs=100, batch=256, rates=(1e-2, 1e-3, 1e-4), l2=1e-5)  # Fayek 2020, Sec. 3.3
-
-PAPER = {  # mAP and mAUC on AudioSet, percent (Fayek 2020, Tables 2 and 4)
-    "audio": (38.35, 97.12),
-    "visual": (25.73, 91.30),
-    "average": (42.84, 97.63),
-    "regression": (43.10, 95.35),
-    "MLP": (45.60, 96.83),
-    "attention": (46.16, 97.51),
-    "attention, self unimodal": (46.04, 97.48),
-    "attention, cross unimodal": (46.06, 97.47),
-    "attention, without n_a and n_v": (38.84, 95.34),
-    "attention, without n_av": (40.84, 95.15),
-}
+# ours, all of it: the paper refers to another one. A second rate would take twice the time
+AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
+VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
+FUSION = Schedule(100, 256, (1e-2, 1e-3, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
+REGRESSION = replace(FUSION, l2=1e-5)  # Fayek 2020, Sec. 3.3
 
 
 # --- the two networks (Fayek 2020, Sec. 3.1, 3.2) --------------------------------------------------------------------
@@ -152,7 +135,7 @@ def hidden_layer(n_in, n_classes):
 
 
 class ConcatenationFusion(nn.Module):
-    """A network on [h_a, h_v]: regression, or the multi-layer perceptron (Fayek 2020, Sec. 3.3)"""
+    """Regression, a linear layer on [h_a, h_v], or the multi-layer perceptron (Fayek 2020, Sec. 3.3)"""
 
     def __init__(self, n_classes, hidden):
         super().__init__()
@@ -210,16 +193,19 @@ class AttentionFusion(nn.Module):
         return self.n_av(h_av)  # Eq. 6
 
 
-FUSIONS = {  # Fayek 2020, Table 2
-    "regression": (partial(ConcatenationFusion, hidden=False), REGRESSION),
-    "MLP": (partial(ConcatenationFusion, hidden=True), FUSION),
-    "attention": (AttentionFusion, FUSION),
+TABLE_2 = {  # system: mAP and mAUC in the paper, percent on AudioSet; the network, where fusion has one
+    "audio": (38.35, 97.12, None),
+    "visual": (25.73, 91.30, None),
+    "average": (42.84, 97.63, None),
+    "regression": (43.10, 95.35, partial(ConcatenationFusion, hidden=False)),
+    "MLP": (45.60, 96.83, partial(ConcatenationFusion, hidden=True)),
+    "attention": (46.16, 97.51, AttentionFusion),
 }
-ABLATIONS = {  # Fayek 2020, Table 4
-    "attention, self unimodal": (partial(AttentionFusion, attend="self"), FUSION),
-    "attention, cross unimodal": (partial(AttentionFusion, attend="cross"), FUSION),
-    "attention, without n_a and n_v": (partial(AttentionFusion, inner=False), FUSION),
-    "attention, without n_av": (partial(AttentionFusion, outer=False), FUSION),
+TABLE_4 = {
+    "attention, self unimodal": (46.04, 97.48, partial(AttentionFusion, attend="self")),
+    "attention, cross unimodal": (46.06, 97.47, partial(AttentionFusion, attend="cross")),
+    "attention, without n_a and n_v": (38.84, 95.34, partial(AttentionFusion, inner=False)),
+    "attention, without n_av": (40.84, 95.15, partial(AttentionFusion, outer=False)),
 }
 
 
@@ -278,12 +264,11 @@ def fusion_inputs(parts, audio, visual, device):
 
 
 def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
-    """Adam (Fayek 2020, Sec. 4.2) -> the network of the rate and epoch with the best validation mAP, and which these are
+    """Adam -> the network at the learning rate and epoch with the best validation mAP (ours: mAP), and which these are.
 
     build() -> a network; inputs(part, indices) -> list of tensors that it takes; clips: dict of part -> indices of the
     clips to use; checkpoint: a file that is written after every epoch, to go on from
     """
-    # ours: mAP; the paper chooses "the best model"
     epochs, tags = schedule.epochs, parts["validation"].tags[clips["validation"]]
     done, best, state = load(checkpoint) if checkpoint and checkpoint.exists() else (0, {"mAP": -1.0}, None)
     for number in range(done, len(schedule.rates) * epochs):
@@ -297,26 +282,24 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
             optimizer.load_state_dict(state["optimizer"])
         state = None
         order = np.random.default_rng([seed, epoch]).permutation(clips["training"])
-        batches = np.array_split(order, math.ceil(len(order) / schedule.batch))  # ours: equal to within one clip
+        batches = np.array_split(order, math.ceil(len(order) / schedule.batch))  # ours: of one size, to within a clip
         network.train()
         for i, picked in enumerate(batches):
             if schedule.decay:
-                progress = (epoch + i / len(batches)) / epochs
-                optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+                share = (epoch + i / len(batches)) / epochs
+                optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
             loss = step(network, optimizer, inputs("training", picked), parts["training"].tags[picked])
             if not math.isfinite(loss):
                 raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
             if checkpoint:
                 features.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
-        mean_ap = metrics.mean_average_precision(
-            tags, predict(network, inputs, "validation", clips["validation"], schedule.batch)
-        )
-        if mean_ap > best["mAP"]:
+        scores = predict(network, inputs, "validation", clips["validation"], schedule.batch)
+        if (score := metrics.mean_average_precision(tags, scores)) > best["mAP"]:
             weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
-            best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
+            best = {"mAP": score, "rate": rate, "epoch": epoch + 1, "weights": weights}
         if checkpoint:
             took = features.clock(time.monotonic() - started)
-            log(f"{name:7}epoch {epoch + 1}/{epochs} at rate {rate} | validation mAP {100 * mean_ap:.2f} | {took}")
+            log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * score:.2f} | {took}")
             now = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             write(checkpoint, (number + 1, best, now))
     network = build()
@@ -353,32 +336,34 @@ def complete_run(seed, parts, inputs, audio_schedule, bf16, ablations, out, devi
     every = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
     with_video = {name: np.flatnonzero(part.present) for name, part in parts.items()}
 
-    def audio_network():
-        return AudioConvNet(n_classes, bf16).to(device, memory_format=torch.channels_last)  # speed: for convolutions
-
-    def visual_network():
-        return VisualDNN(n_classes, width).to(device)
+    def network(kind, *arguments):  # speed: convolutions like channels last
+        return lambda: kind(n_classes, *arguments).to(device, memory_format=torch.channels_last)
 
     heard, seen = inputs
-    audio = outputs_of("audio", audio_network, heard, parts, every, audio_schedule, seed, out)
-    visual = outputs_of("visual", visual_network, seen, parts, with_video, VISUAL, seed, out)
+    audio = outputs_of("audio", network(AudioConvNet, bf16), heard, parts, every, audio_schedule, seed, out)
+    visual = outputs_of("visual", network(VisualDNN, width), seen, parts, with_video, VISUAL, seed, out)
     systems = {"audio": audio, "visual": visual, "average": {}}
     for name, part in parts.items():
-        systems["average"][name] = average(audio[name], visual[name])
-        systems["average"][name][~part.present] = audio[name][~part.present]
+        systems["average"][name] = sound_alone(average(audio[name], visual[name]), audio[name], part)
     both = fusion_inputs(parts, audio, visual, device)
-    for name, (fusion, schedule) in (FUSIONS | ABLATIONS if ablations else FUSIONS).items():
-        build = partial(lambda fusion: fusion(n_classes).to(device), fusion)
-        systems[name] = outputs_of(name, build, both, parts, with_video, schedule, seed, out, audio)
+    for name, (*_, fusion) in (TABLE_2 | TABLE_4 if ablations else TABLE_2).items():
+        if fusion:
+            schedule = REGRESSION if name == "regression" else FUSION
+            systems[name] = outputs_of(name, network(fusion), both, parts, with_video, schedule, seed, out, audio)
     return systems
+
+
+def sound_alone(fused, audio, part):
+    """ours: fusion is for clips with video, of others the output is that of the audio network"""
+    return np.where(part.present[:, None], fused, audio)
 
 
 def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=None):
     """Train a system and apply it to all clips, unless its file is there -> dict of part -> probabilities (N, C).
 
     The two networks are finished and fixed before fusion begins, which sees no more than this (Fayek 2020, Sec. 3.4).
-    audio: for fusion, outputs of the audio network. ours: fusion is for the clips with video, others keep these
-    Of fusion by attention also "weights": alpha_a of the public clips, (N, C).
+    audio: for fusion, the outputs of the audio network. Of fusion by attention also "weights": alpha_a of the public
+    clips, (N, C)
     """
     path = out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
     if not path.exists():
@@ -387,9 +372,8 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
         arrays = {"rate": best["rate"], "epoch": best["epoch"]}
         for which, part in parts.items():
             everything = np.arange(len(part.filenames))
-            arrays[which] = predict(network, inputs, which, everything, schedule.batch)
-            if audio:
-                arrays[which][~part.present] = audio[which][~part.present]
+            scores = predict(network, inputs, which, everything, schedule.batch)
+            arrays[which] = sound_alone(scores, audio[which], part) if audio else scores
             arrays[f"{which} clips"] = part.filenames
         if isinstance(network, AttentionFusion):
             with torch.no_grad():
@@ -397,7 +381,7 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
         write(path, arrays)
         if checkpoint:
             checkpoint.unlink()
-        log(f"       {name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
+        log(f"{name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
     return read_outputs(path, parts)
 
 
@@ -407,8 +391,8 @@ def read_outputs(path, parts):
         with np.load(path, allow_pickle=False) as file:
             stored = dict(file)
         for name, part in parts.items():
-            same = stored[f"{name} clips"].tolist() == part.filenames and stored[name].shape == part.tags.shape
-            if not (same and np.all((stored[name] >= 0) & (stored[name] <= 1))):
+            same_clips = stored[f"{name} clips"].tolist() == part.filenames and stored[name].shape == part.tags.shape
+            if not (same_clips and np.all((stored[name] >= 0) & (stored[name] <= 1))):
                 raise ValueError
     except Exception:  # numpy lets out a dozen kinds for damaged files
         raise InputError(f"{path}: is not what this system gave for these clips; delete it, or name another --out")
@@ -419,33 +403,34 @@ def read_outputs(path, parts):
 
 
 def score(parts, outputs):
-    """mAP and mAUC of the public clips (Fayek 2020, Sec. 4.2); ours: micro F1 too, as Boes 2019 and Boes 2022 have it"""
-    tags, scores = parts["public"].tags, outputs["public"].astype(np.float64)
-    # one threshold for all classes, the best one on validation
-    validated = outputs["validation"].astype(np.float64)
+    """Of the public clips: mAP and mAUC, which are means over the classes (Fayek 2020, Sec. 4.2), and micro F1.
+
+    ours: F1, for comparison with Boes 2019 and Boes 2022, with one threshold for all classes, the best on validation
+    """
+    validated, scores = outputs["validation"].astype(np.float64), outputs["public"].astype(np.float64)
     f1 = [metrics.clip_f1(parts["validation"].tags, validated > threshold).micro for threshold in THRESHOLDS]
-    threshold = THRESHOLDS[int(np.argmax(f1))]
+    threshold, tags = float(THRESHOLDS[np.argmax(f1)]), parts["public"].tags
     return {
         "mAP": metrics.mean_average_precision(tags, scores),
         "mAUC": metrics.mean_auc(tags, scores),
         "F1": metrics.clip_f1(tags, scores > threshold).micro,
-        "threshold": float(threshold),
+        "threshold": threshold,
     }
 
 
 def table_text(results, on_audioset):
     """Tables 2 and 4 over runs: percentages, mean and deviation. results: for each run a dict of system -> scores"""
-    names = ("mAP", "mAUC", "F1")
-    lines = [f"{f'Fayek 2020, Tables 2 and 4, runs: {len(results)}':40}" + "".join(f"{name:>7}         " for name in names)]
+    lines = [f"{f'Fayek 2020, Tables 2 and 4, runs: {len(results)}':40}     mAP            mAUC            F1"]
     for system in results[0]:
         line = f"{system:40}"
-        for name in names:
-            values = [100 * scores[system][name] for scores in results]
-            deviation = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            line += f"{statistics.mean(values):7.2f}{deviation:9}"
+        for name in ("mAP", "mAUC", "F1"):
+            values = [100 * result[system][name] for result in results]
+            deviation = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            line += f"{statistics.mean(values):8.2f} {deviation:7}"
         lines.append(line)
         if on_audioset:
-            lines.append(f"{'  the paper:':40}" + "".join(f"{figure:7.2f}{'':9}" for figure in PAPER[system]))
+            mean_ap, auc, _ = (TABLE_2 | TABLE_4)[system]
+            lines.append(f"{'    the paper:':40}{mean_ap:8.2f}{auc:16.2f}")
     lines.append("F1: micro, with one threshold for all classes, the best on validation")
     if not on_audioset:
         lines.append("These are not the 527 classes of AudioSet: the figures cannot be compared with the paper's.")
@@ -453,42 +438,45 @@ def table_text(results, on_audioset):
 
 
 def analyse(classes, part, runs, out):
-    """Figures 2 to 4 (Fayek 2020, Sec. 5) of the public clips: analysis.tsv, analysis.png, and counts to print.
+    """Figures 2 to 4 (Fayek 2020, Sec. 5) of the public clips: analysis.tsv, analysis.png -> counts as text.
 
     By class, means over the runs: average precision of sound, vision and their fusion by attention, what fusion gains
-    over the better one, and alpha_a over the clips with video that hold the class. nan where there are none.
+    over the better one, and alpha_a over the clips with video that hold the class; nan where there are none.
     """
-    def by_class(function):
-        return np.array([np.mean([function(run, c) for run in runs]) for c in range(len(classes))])
 
-    def precision(system):
-        return by_class(lambda run, c: metrics.mean_average_precision(part.tags[:, [c]], run[system]["public"][:, [c]]))
+    def precision(outputs, c):
+        return metrics.mean_average_precision(part.tags[:, [c]], outputs["public"][:, [c]])
 
-    def weight(run, c):
+    def weight(outputs, c):
         clips = part.tags[:, c] & part.present
-        return run["attention"]["weights"][clips, c].mean() if clips.any() else math.nan
+        return outputs["weights"][clips, c].mean() if clips.any() else math.nan
 
-    audio, visual, fused, weights = *map(precision, ("audio", "visual", "attention")), by_class(weight)
-    gain = fused - np.maximum(audio, visual)
-    columns = [classes, part.tags.sum(0), audio, visual, fused, gain, weights]
+    def by_class(system, value):
+        return np.array([np.mean([value(run[system], c) for run in runs]) for c in range(len(classes))])
+
+    audio, visual, fused = (by_class(system, precision) for system in ("audio", "visual", "attention"))
+    gain, weights = fused - np.maximum(audio, visual), by_class("attention", weight)
     lines = ["class\tclips\taudio\tvisual\tattention\tgain\tweight_of_audio"]
-    lines += ["\t".join([label, str(n), *(f"{value:.4f}" for value in row)]) for label, n, *row in zip(*columns)]
+    for label, n, *row in zip(classes, part.tags.sum(0), audio, visual, fused, gain, weights):
+        lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
     write(out / "analysis.tsv", "\n".join(lines))
     plots.plot_fusion(out / "analysis.png", classes, audio, visual, fused, weights)
-    return (
-        f"Sec. 5.1: of {np.isfinite(gain).sum()} classes vision is ahead of sound in {np.sum(visual > audio)}; fusion "
-        f"gains in {np.sum(gain > 0)}, over 10 points in {np.sum(gain > 0.1)}; it loses over 5 points in "
-        f"{np.sum(gain < -0.05)}, over 10 in {np.sum(gain < -0.1)}\n"
-        f"Sec. 5.2: sound has more than half of the weight in {np.sum(weights > 0.5)} of {np.isfinite(weights).sum()} "
-        f"classes; vision has 90 % or more in {np.sum(weights <= 0.1)}"
-    )
+    counts = {
+        "classes with clips": np.isfinite(gain),
+        "vision ahead of sound": visual > audio,
+        "attention ahead of the better one": gain > 0,
+        "by more than 10 points": gain > 0.1,
+        "behind it by more than 5 points": gain < -0.05,
+        "by more than 10 points, behind": gain < -0.1,
+        "sound has over half of the weight": weights > 0.5,
+        "vision has 90 % or more": weights <= 0.1,
+    }
+    return "\n".join(f"       {what:40}{np.sum(holds):4d}" for what, holds in counts.items())
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-
-def log(line):
-    print(line, flush=True)
+log = partial(print, flush=True)
 
 
 def write(path, content):
@@ -506,28 +494,28 @@ def load(path):
     """A checkpoint of `train`; nothing in it is executed"""
     try:
         done, best, state = torch.load(path, map_location="cpu", weights_only=True)
-        return done, best, state
     except Exception:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: is not a checkpoint of this program; delete it and start again") from None
+    return done, best, state
 
 
 def open_folder(out, config):
-    """Make the folder of the runs; InputError if it is of another configuration"""
-    path, config = out / "run.json", json.loads(json.dumps(config))
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text())
-            differs = [f"{key} {stored.get(key)}" for key in config if stored.get(key) != config[key]]
-        except (ValueError, AttributeError):
-            raise InputError(f"{path}: was not written by this program; name another --out") from None
-        if differs:
-            raise InputError(f"{path}: is of runs with {', '.join(differs)}; give the same flags, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(config, indent=1))
+    """Make the folder of the runs, or see that it has the same configuration"""
+    path, text = out / "run.json", json.dumps(config, indent=1)
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write(path, text)
+    try:
+        stored, wanted = json.loads(path.read_text()), json.loads(text)
+        differs = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key]]
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: was not written by this program; name another --out") from None
+    if differs:
+        raise InputError(f"{path}: is of runs with {', '.join(differs)}; give the same flags, or another --out")
 
 
 def computes_bf16(device):
-    """Not in software, which is slow"""
+    """In hardware"""
     if device.type == "cpu":
         return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -551,10 +539,10 @@ def run(args):
     classes, parts = load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
     if parts["training"].present.sum() < 2:
         raise InputError(f"{root}/visual/{stream}: has one training clip only, batch norm needs two; add others")
-    log(f"       {len(classes)} classes; clips without video: fusion does not train on them, and leaves them to the sound")
-    log("       not done here: sequential co-supervision, part of the paper's audio training (Sec. 3.1)")
+    log("       fusion does not train on clips without video; there its output is that of the audio network")
+    log("       left out: the sequential co-supervision that is part of the paper's audio training (Sec. 3.1)")
 
-    audio = TOY_AUDIO if not args.data else AUDIO
+    audio = AUDIO if args.data else TOY_AUDIO
     audio = replace(audio, epochs=args.audio_epochs or audio.epochs, rates=tuple(args.audio_rates or audio.rates))
     clips = [(part.filenames, part.tags.tolist(), part.present.tolist()) for part in parts.values()]
     identity = hashlib.sha256(repr((classes, clips)).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
     plot_clip         log-mel, probabilities and events of a recording
     plot_attention    the cross-attention of one decoder block in ten seconds
     plot_table        the scores of many runs
+    plot_fusion       what each class gains when sound and vision are fused
 
 Needs matplotlib. Pictures are PNG files and appear only when complete.
 
@@ -134,13 +135,24 @@ def plot_table(path, title, labels, columns, highlighted):
 
 
 def plot_fusion(path, classes, audio, visual, fused, weights):
-    """Write a picture of what each class gains by fusion (Fayek 2020, Figs. 2 to 4).
+    """Write a picture: what each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
 
-    audio, visual, fused: (C,) average precision by the sound, by the picture and by both; weights: (C,) mean weight of
-    the sound. nan where a class has none. Named are the 16 classes that gain or lose most.
+    audio, visual, fused: (C,) average precision by sound, by vision and by their fusion; weights: (C,) mean weight of
+    sound; nan where a class has none. Of many classes, the 16 that gain or lose most have their names.
     """
-    gain = fused - np.maximum(audio, visual)
-    gain, most = 100 * gain, max(np.nanmax(np.abs(gain)), 1e-9)
-    figure = figure_class()(figsize=(14, 4.6), dpi=100, layout="constrained")
+    audio, visual, gain = 100 * audio, 100 * visual, 100 * (fused - np.maximum(audio, visual))
+    most = np.nanmax(np.abs(gain)) or 1
+    figure = figure_class()(figsize=(15, 5), dpi=100, layout="constrained")
     bubbles, gains, shares = figure.subplots(1, 3)
-    image = bubbles.scatter(audio, visual, 20 + 15 * np.abs(gain) , gain, cmap="RdBu", vmin=-most, vmax=most, edgecolors="gray")
+    colours = dict(cmap="RdBu", vmin=-most, vmax=most, edgecolors="gray")
+    image = bubbles.scatter(audio, visual, 10 + 400 * (np.abs(gain) / most) ** 2, gain, **colours)  # diameter ~ gain
+    figure.colorbar(image, ax=bubbles, label="gain over the better one")
+    for c in np.argsort(-np.abs(gain))[:CLASSES_SHOWN]:  # nan comes last
+        bubbles.annotate(classes[c], (audio[c], visual[c]), fontsize=8)
+    bubbles.axline((0, 0), slope=1, color="gray", linewidth=0.5)
+    bubbles.set(xlim=(0, 100), ylim=(0, 100), xlabel="average precision by sound", ylabel="by vision")
+    gains.hist(gain[np.isfinite(gain)], 30)
+    gains.set(xlabel="gain in average precision over the better of the two", ylabel="classes")
+    shares.hist(weights[np.isfinite(weights)], 20, (0, 1))
+    shares.set(xlabel="mean weight of sound, over the clips that hold the class", ylabel="classes")
+    save_figure(figure, path)
