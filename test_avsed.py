@@ -2106,6 +2106,7 @@ ARROWS = {  # who may import whom
     "extras.tables": {"avsed", "features", "metrics", "train", "extras.toy", "extras.plots"},
     "extras.score": {"features", "metrics"},
     "extras.tagging": {"features"},
+    "extras.fayek2020": {"features", "metrics", "extras.cpu", "extras.plots", "extras.tagging", "extras.toy"},
     "extras.benchmark": {"avsed", "features", "metrics", "train", "extras.toy"},
 }
 IN_FUNCTIONS = {"train": {"extras.toy", "extras.cpu"}}  # that need them

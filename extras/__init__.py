@@ -8,6 +8,7 @@ plots       every picture
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 tagging     clips and their classes, as the two older systems read them
+fayek2020   two networks that meet only in their outputs (Fayek & Kumar 2020)
 benchmark   times of a training step, and of the metrics beside their peers
 
 README.md tells how to use each, RESULTS.md has every measured table.

@@ -538,7 +538,7 @@ def run(args):
     stream = args.stream or ("resnet152" if args.data else "openl3")  # Fayek 2020, Sec. 3.2
     classes, parts = load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
     if parts["training"].present.sum() < 2:
-        raise InputError(f"{root}/visual/{stream}: has one training clip only, batch norm needs two; add others")
+        raise InputError(f"{root}/visual/{stream}: only one training clip has vectors, batch norm needs two")
     log("       fusion does not train on clips without video; there its output is that of the audio network")
     log("       left out: the sequential co-supervision that is part of the paper's audio training (Sec. 3.1)")
 

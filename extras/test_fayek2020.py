@@ -189,3 +189,400 @@ def test_parameters_of_attention():
         "attention, without n_a and n_v": n_attn + n,
         "attention, without n_av": n_attn + 2 * n,
     }
+
+
+# --- what goes in, and training --------------------------------------------------------------------------------------
+
+
+def some_parts(sizes=(12, 7, 5), seed=0):
+    """Parts as load_tagging gives them: short log-mel, three classes, a clip in three without video"""
+    rng, parts = np.random.default_rng(seed), {}
+    for name, n in zip(("training", "validation", "public"), sizes):
+        tags, present = rng.random((n, 3)) < 0.5, np.arange(n) % 3 != 1
+        tags[0], tags[2] = True, False
+        audio, video = 3 + 2 * rng.standard_normal((n, 96, 64)), 5 + rng.standard_normal((n, 8))
+        audio[..., :3], video[:, :3] = audio[..., :3] + 9 * tags[:, None], video[:, :3] + 9 * tags
+        video[~present] = np.nan
+        names = [f"{name}{i}.wav" for i in range(n)]
+        parts[name] = Part(n, names, tags, [], audio.astype(np.float32), video.astype(np.float32), present)
+    return parts
+
+
+def test_networks_see_what_the_training_clips_standardise():
+    parts = some_parts()
+    heard, seen = fayek2020.network_inputs(parts, CPU)
+    training = parts["training"]
+    (x,), (y,) = heard("training", np.arange(12)), seen("training", np.arange(12))
+    assert torch.allclose(x.mean((0, 1)), torch.zeros(64), atol=1e-4)
+    assert torch.allclose(x.std((0, 1), correction=0), torch.ones(64), atol=1e-4)
+    there = torch.from_numpy(training.present)
+    assert torch.allclose(y[there].mean(0), torch.zeros(8), atol=1e-4)
+    assert torch.allclose(y[there].std(0, correction=0), torch.ones(8), atol=1e-4)
+    assert (y[~there] == 0).all()  # nothing of what is stored there, be it NaN
+    validation, wanted = parts["validation"], training.audio.astype(float).reshape(-1, 64)
+    wanted = (validation.audio[[6, 2]] - wanted.mean(0)) / wanted.std(0)
+    assert np.allclose(heard("validation", [6, 2])[0], wanted, atol=1e-4)
+    validation.audio[:], validation.video[:] = 100, 100  # the statistics do not look there
+    again, seen_again = fayek2020.network_inputs(parts, CPU)
+    assert torch.equal(again("training", np.arange(12))[0], x)
+    assert torch.equal(seen_again("training", np.arange(12))[0], y)
+
+
+def test_fusion_sees_what_the_training_clips_with_video_standardise():
+    parts, rng = some_parts(), np.random.default_rng(1)
+    audio, visual = ({name: rng.random(part.tags.shape, np.float32) for name, part in parts.items()} for _ in "ab")
+    for part in parts:
+        audio[part][:, 2] = 0.25  # a class that the network knows nothing of
+    before = {name: array.copy() for name, array in (audio | {"visual": visual["public"]}).items()}
+    both = fayek2020.fusion_inputs(parts, audio, visual, CPU)
+    present = parts["training"].present
+    for name, clips in (("training", [1, 0]), ("public", [4, 2])):
+        for got, h in zip(both(name, clips), (audio, visual)):
+            training = h["training"][present].astype(float)
+            wanted = (h[name][clips] - training.mean(0)) / np.maximum(training.std(0), 1e-6)
+            assert np.allclose(got, wanted, atol=1e-4) and got.dtype == torch.float32 and not got.requires_grad
+    assert (both("public", [0])[0][:, 2] == 0).all()
+    assert all(np.array_equal(before[part], audio[part]) for part in parts)  # average fusion still has them as they were
+
+
+def linear(parts):
+    """-> build, inputs of a small problem that can be learned: from the first dimensions to the classes"""
+
+    def inputs(part, clips):
+        return [torch.from_numpy(np.nan_to_num(parts[part].video[clips]))]
+
+    return lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Sigmoid()), inputs
+
+
+def test_the_loss_is_of_whole_clips_and_the_mean_over_classes():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    x, tags = torch.randn(5, 4), np.random.default_rng(0).random((5, 3)) < 0.5
+    p, before = network(x).detach().numpy().astype(float), network[0].weight.detach().clone()
+    loss = fayek2020.step(network, torch.optim.SGD(network.parameters(), 0.1), [x], tags)
+    assert same(loss, -np.where(tags, np.log(p), np.log(1 - p)).mean(), 1e-6)
+    gradient = torch.from_numpy((p - tags).T @ x.numpy() / 15)  # of this loss, by hand
+    assert torch.allclose(before - network[0].weight.detach(), 0.1 * gradient.float(), atol=1e-6)
+    assert math.isnan(fayek2020.step(network, None, [x * math.nan], tags))
+
+
+def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
+    parts, seen, weights = some_parts(), [], []
+    build, inputs = linear(parts)
+    scores = iter([0.3, 0.6, 0.5, 0.2, 0.6, 0.4])  # of equals the first
+    clips = {"training": np.arange(12), "validation": np.array([0, 3, 5])}
+
+    def mean_average_precision(tags, outputs):
+        assert np.array_equal(tags, parts["validation"].tags[[0, 3, 5]]) and outputs.shape == (3, 3)
+        weights.append(outputs)
+        return next(scores)
+
+    def step(network, optimizer, x, tags):
+        (group,) = optimizer.param_groups
+        seen.append((group["lr"], group["weight_decay"], len(tags)))
+        return taken(network, optimizer, x, tags)
+
+    taken = fayek2020.step
+    monkeypatch.setattr(metrics, "mean_average_precision", mean_average_precision)
+    monkeypatch.setattr(fayek2020, "step", step)
+    network, best = fayek2020.train("x", build, inputs, parts, clips, Schedule(3, 5, (0.1, 0.01), l2=1e-5), seed=3)
+    assert best == {"mAP": 0.6, "rate": 0.1, "epoch": 2}
+    kept = fayek2020.predict(network, inputs, "validation", clips["validation"], 2)
+    assert np.array_equal(kept, weights[1]) and not np.array_equal(kept, weights[4])
+    assert seen == 9 * [(0.1, 1e-5, 4)] + 9 * [(0.01, 1e-5, 4)]  # 12 clips in batches of up to 5
+
+    scores, seen[:] = iter([0.1, 0.2]), []
+    fayek2020.train("x", build, inputs, parts, clips, Schedule(2, 6, (0.1,), decay=True), seed=3)
+    assert np.allclose([rate for rate, *_ in seen], 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
+    scores = iter([0.1])
+    monkeypatch.setattr(fayek2020, "step", lambda *_: math.nan)
+    with pytest.raises(FloatingPointError, match="x: the loss is not finite in epoch 1 at rate 0.5"):
+        fayek2020.train("x", build, inputs, parts, clips, Schedule(1, 6, (0.5,)), seed=3)
+
+
+def test_training_learns_and_an_epoch_sees_every_clip_once(monkeypatch):
+    parts, picked = some_parts((60, 30, 5)), []
+    build, inputs = linear(parts)
+    clips = {name: np.flatnonzero(part.present) for name, part in parts.items()}
+
+    def noted(part, which):
+        picked.extend(which if part == "training" else [])
+        return inputs(part, which)
+
+    _, best = fayek2020.train("x", build, noted, parts, clips, Schedule(20, 8, (0.1,)), seed=0)
+    assert best["mAP"] > 0.95
+    epochs = np.array(picked).reshape(20, -1)
+    assert (np.sort(epochs) == clips["training"]).all() and len(np.unique(epochs, axis=0)) == 20
+
+
+@pytest.mark.parametrize("at", (1, 5, 6, 8, 11))
+def test_interrupted_training_goes_on_as_if_nothing_had_happened(at, tmp_path, monkeypatch):
+    parts = some_parts()
+    build, inputs = linear(parts)
+    clips = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
+    task = ("audio", build, inputs, parts, clips, Schedule(2, 4, (0.3, 0.1), decay=True), 0)
+    wanted, best = fayek2020.train(*task)
+    taken, steps = fayek2020.step, []
+
+    def step(*arguments):
+        steps.append(0)
+        if len(steps) == at:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    monkeypatch.setattr(fayek2020, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fayek2020.train(*task, tmp_path / "c")
+    network, again = fayek2020.train(*task, tmp_path / "c")
+    assert len(steps) == at + 12 - (at - 1) // 3 * 3 and again == best  # three steps an epoch
+    assert all(torch.equal(a, b) for a, b in zip(wanted.state_dict().values(), network.state_dict().values()))
+    fayek2020.train(*task, tmp_path / "c")  # killed after the last epoch: only the best weights are wanted
+    assert len(steps) == at + 12 - (at - 1) // 3 * 3
+
+
+# --- what is kept, scores, the command -------------------------------------------------------------------------------
+
+
+class SmallAudio(nn.Module):
+    """In place of the ConvNet, which takes seconds"""
+
+    def __init__(self, n_classes, bf16):
+        super().__init__()
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, log_mel):
+        return self.linear(log_mel.mean(1)).sigmoid()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few epochs and a small audio network; what is built is noted"""
+    built = []
+
+    def noted(kind, name):
+        def build(*arguments, **options):
+            built.append(name)
+            return kind(*arguments, **options)
+
+        return build
+
+    monkeypatch.setattr(fayek2020, "AudioConvNet", noted(SmallAudio, "audio"))
+    monkeypatch.setattr(fayek2020, "VisualDNN", noted(VisualDNN, "visual"))
+    monkeypatch.setattr(fayek2020, "VISUAL", Schedule(1, 144, (1e-3,)))
+    monkeypatch.setattr(fayek2020, "FUSION", Schedule(2, 256, (1e-2, 1e-3)))
+    monkeypatch.setattr(fayek2020, "REGRESSION", replace(fayek2020.FUSION, l2=1e-5))
+    return built
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data set of two classes; the strong clips, v1.wav and p1.wav have no video"""
+    write_tiny(tmp_path / "data", streams=["resnet152"])
+    (tmp_path / "data/visual/resnet152/p1.npy").unlink()
+    return tmp_path / "data"
+
+
+def run(*arguments):
+    fayek2020.main([str(a) for a in arguments])
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr of a command that must end with exit code 2"""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_schedules_are_the_papers():
+    assert (fayek2020.VISUAL.epochs, fayek2020.VISUAL.batch) == (20, 144)
+    assert (fayek2020.FUSION.epochs, fayek2020.FUSION.batch, fayek2020.FUSION.l2) == (100, 256, 0)
+    assert fayek2020.REGRESSION == replace(fayek2020.FUSION, l2=1e-5)
+    figures = [row[:2] for row in (*fayek2020.TABLE_2.values(), *fayek2020.TABLE_4.values())]
+    assert figures[5] == (46.16, 97.51) and len(figures) == 10 and sum(m for m, _ in figures) == pytest.approx(413.56)
+
+
+def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, quick):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    run("--data", root, "--out", out, "--runs", 2, "--audio-epochs", 2, "--ablations", "--analysis", "--device", "cpu")
+    text = capsys.readouterr().out
+    assert "left out: the sequential co-supervision" in text and "TOY" not in text
+    systems = [*fayek2020.TABLE_2, *fayek2020.TABLE_4]
+    results = [json.loads((out / f"results-{seed}.json").read_text()) for seed in (0, 1)]
+    assert [list(result) for result in results] == [systems, systems]
+    assert not list(out.glob("*.checkpoint")) and len(list(out.glob("*.npz"))) == 2 * (len(systems) - 1)
+    outputs = {name: arrays(out / f"{name}-0.npz") for name in ("audio", "visual", "regression", "attention")}
+    names = outputs["audio"]["public clips"].tolist()
+    assert names == ["-x.wav", "p1.wav", "WP8aI1IXNCQ_0_5.wav"]
+    tags = np.array([[False, True], [True, False], [False, True]])  # Cat, Dog
+    for name, stored in outputs.items():
+        assert stored["training"].shape == (8, 2) and stored["validation"].shape == (4, 2)
+        if name != "visual":  # without video the output of the sound alone
+            assert np.array_equal(stored["public"][1], outputs["audio"]["public"][1])
+            assert np.array_equal(stored["validation"][1], outputs["audio"]["validation"][1])
+            assert (stored["public"][0] != outputs["audio"]["public"][0]).any() or name == "audio"
+        assert results[0][name]["mAP"] == metrics.mean_average_precision(tags, stored["public"])
+        assert results[0][name]["mAUC"] == metrics.mean_auc(tags, stored["public"])
+    mean = (outputs["audio"]["public"] + outputs["visual"]["public"]) / 2  # of the outputs as they are
+    mean[1] = outputs["audio"]["public"][1]
+    assert results[0]["average"]["mAP"] == metrics.mean_average_precision(tags, mean)
+    assert results[0]["average"]["mAUC"] == metrics.mean_auc(tags, mean)
+
+    table = (out / "table.txt").read_text()
+    assert table in text and "cannot be compared with the paper's" in table and "46.16" not in table
+    values = [100 * result["MLP"]["mAP"] for result in results]
+    (row,) = [line.split() for line in table.splitlines() if line.startswith("MLP")]
+    assert row[1:3] == [f"{statistics.mean(values):.2f}", f"±{statistics.stdev(values):.2f}"]
+
+    lines = [line.split("\t") for line in (out / "analysis.tsv").read_text().splitlines()]
+    assert [line[:2] for line in lines] == [["class", "clips"], ["Cat", "1"], ["Dog", "2"]]
+    weights = np.mean([arrays(out / f"attention-{seed}.npz")["weights"][[0, 2], 1].mean() for seed in (0, 1)])
+    assert lines[1][6] == "nan" and float(lines[2][6]) == pytest.approx(weights, abs=1e-4)  # the one cat has no video
+    precision = np.mean([metrics.mean_average_precision(tags[:, 1:], arrays(out / f"audio-{seed}.npz")["public"][:, 1:])
+                         for seed in (0, 1)])  # fmt: skip
+    assert float(lines[2][2]) == pytest.approx(precision, abs=1e-4)
+    assert float(lines[2][5]) == pytest.approx(float(lines[2][4]) - max(map(float, lines[2][2:4])), abs=2e-4)
+    assert (out / "analysis.png").stat().st_size > 10000
+
+
+def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):
+    flags = ["--data", root, "--audio-epochs", 2, "--seed", 4, "--out"]
+    run(*flags, tmp_path / "whole")
+    write, quick[:] = fayek2020.write, []
+    for stop in ("audio-4.checkpoint", "audio-4.npz", "visual-4.npz", "MLP-4.npz", "results-4.json"):
+
+        def killed(path, content, stop=stop):
+            write(path, content)
+            if path.name == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
+            patch.setattr(fayek2020, "write", killed)
+            run(*flags, tmp_path / "out")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    run(*flags, tmp_path / "out")
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    # once to begin, once to go on and once for the best weights; then what is there is never built or touched again
+    assert quick == ["audio", "audio", "audio", "visual", "visual"]
+    for path in (tmp_path / "whole").glob("*-4.npz"):
+        one, other = arrays(path), arrays(tmp_path / "out" / path.name)
+        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole/table.txt").read_text() == (tmp_path / "out/table.txt").read_text()
+    capsys.readouterr()
+
+
+def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys, monkeypatch, quick):
+    out = tmp_path / "out"
+    flags = ["--data", root, "--audio-epochs", 1, "--precision", "fp32", "--out", out]
+    run(*flags)
+    for more, message in (
+        (["--audio-epochs", 3], "run.json: is of runs with audio {'epochs': 1,"),
+        (["--audio-rates", 0.1], "run.json: is of runs with audio {"),
+        (["--precision", "bf16"], "run.json: is of runs with precision fp32; give the same flags, or another --out"),
+    ):
+        assert message in refused(capsys, *flags, *more)
+    good = arrays(out / "visual-0.npz")
+    bad = {
+        "other clips": {**good, "public clips": good["public clips"][::-1]},
+        "shape": {**good, "validation": good["validation"][:, :1]},
+        "not finite": {**good, "training": good["training"] * np.nan},
+        "no probability": {**good, "public": good["public"] + 1},
+        "a part is missing": {key: value for key, value in good.items() if key != "public"},
+    }
+    for content in bad.values():
+        np.savez(out / "visual-0.npz", **content)
+        assert f"{out}/visual-0.npz: is not what this system gave for these clips; delete" in refused(capsys, *flags)
+    (out / "visual-0.npz").write_bytes(b"PK")
+    assert "visual-0.npz: is not what" in refused(capsys, *flags)
+    (out / "visual-0.npz").unlink()
+    (out / "audio-0.npz").unlink()
+    for content in (b"no", (1, 2)):
+        path = out / "audio-0.checkpoint"
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        assert "audio-0.checkpoint: is not a checkpoint of this program; delete it" in refused(capsys, *flags)
+    rows = tiny_rows()
+    rows["public"][1] = "p1.wav\t0.300\t1.000\tDog"
+    write_tiny(root, rows, ["resnet152"])
+    assert "run.json: is of runs with data " in refused(capsys, *flags)
+    (out / "run.json").write_text("[]")
+    assert "run.json: was not written by this program" in refused(capsys, *flags)
+
+
+def test_bad_input_gets_one_line(root, tmp_path, capsys, quick):
+    out = tmp_path / "out"
+    assert "none: no such folder" in refused(capsys, "--data", tmp_path / "none", "--out", out)
+    assert "openl3: no such folder" in refused(capsys, "--data", root, "--out", out, "--stream", "openl3")
+    assert "--device foo: not available" in refused(capsys, "--data", root, "--out", out, "--device", "foo")
+    for name in ("w2", "w3", "Ybbb_bb-bbb__0.000_4.000"):
+        (root / f"visual/resnet152/{name}.npy").unlink()
+    assert "resnet152: only one training clip" in refused(capsys, "--data", root, "--out", out)
+    assert not out.exists()
+    for flags in ("--runs 0", "--audio-epochs 0", "--audio-rates 0", "--seed -1", "--stream a/b", "--data="):
+        with pytest.raises(SystemExit) as stop:
+            run(*flags.split())
+        assert stop.value.code == 2
+
+
+def test_toy_data_are_the_default(tmp_path, monkeypatch, capsys, quick):
+    def make_toy(folder, kind):
+        assert kind == "tagging"
+        write_tiny(tmp_path / folder, streams=["openl3"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fayek2020.toy, "make_toy", make_toy)
+    run()
+    text = capsys.readouterr().out
+    assert "TOY DATA: these scores are not comparable with the paper" in text and "epoch 3/3 at rate 0.001" in text
+    config = json.loads((tmp_path / "runs/fayek2020-toy-tagging/run.json").read_text())
+    assert config["stream"] == "openl3" and config["audio"]["batch"] == 4
+
+
+def test_scores_by_hand_and_beside_scikit_learn():
+    parts = some_parts((3, 40, 60))
+    rng = np.random.default_rng(3)
+    outputs = {name: (rng.integers(0, 21, part.tags.shape) / 20).astype(np.float32) for name, part in parts.items()}
+    got, tags = fayek2020.score(parts, outputs), parts["public"].tags
+
+    def micro(part, threshold):
+        found, true = outputs[part].astype(float) > threshold, parts[part].tags
+        return 2 * np.sum(found & true) / (found.sum() + true.sum())
+
+    f1 = {threshold: micro("validation", threshold) for threshold in np.arange(1, 100) / 100}
+    assert got["threshold"] == max(f1, key=f1.get) and same(got["F1"], micro("public", got["threshold"]))
+    sklearn = pytest.importorskip("sklearn.metrics")
+    columns = list(zip(tags.T, outputs["public"].T))
+    assert same(got["mAP"], np.mean([sklearn.average_precision_score(t, s) for t, s in columns]))
+    assert same(got["mAUC"], np.mean([sklearn.roc_auc_score(t, s) for t, s in columns]))
+
+
+def test_the_papers_figures_stand_beside_those_on_audioset_alone():
+    scores = {"mAP": 0.5, "mAUC": 0.75, "F1": 0.625, "threshold": 0.3}
+    text = fayek2020.table_text([{"audio": scores, "attention, without n_av": scores}], on_audioset=True)
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1] == ["audio", "50.00", "75.00", "62.50"] and rows[2] == ["the", "paper:", "38.35", "97.12"]
+    assert rows[4] == ["the", "paper:", "40.84", "95.15"] and "cannot be compared" not in text
+
+
+def test_analysis_counts_by_hand(tmp_path):
+    pytest.importorskip("matplotlib")
+    part = Part(4, list("abcd"), np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], bool), [])
+    part.present = np.array([True, False, True, True])
+    right = np.array([[0.9, 0.1, 0]] * 2 + [[0.1, 0.9, 0]] * 2)
+    wrong = right[::-1]  # both clips of a class come last, together: an average precision of 2 / 4
+    mixed = np.concatenate([right[:, :1], wrong[:, 1:]], 1)
+    attention = {"public": right, "weights": np.array([[0.05, 1, 1], [1, 1, 1], [0, 0.6, 1], [0, 0.8, 1]])}
+    runs = [{"audio": {"public": wrong}, "visual": {"public": mixed}, "attention": attention}]
+    text = fayek2020.analyse(["A", "B", "C"], part, runs, tmp_path)
+    # A: vision is right, so there is no gain; weight 0.05. B: only attention is right, weight 0.7. C has no clip
+    assert [int(line.split()[-1]) for line in text.splitlines()] == [2, 1, 1, 1, 0, 0, 1, 1]
+    lines = (tmp_path / "analysis.tsv").read_text().splitlines()
+    assert lines[1].split() == ["A", "2", "0.5000", "1.0000", "1.0000", "0.0000", "0.0500"]
+    assert lines[2].split() == ["B", "2", "0.5000", "0.5000", "1.0000", "0.5000", "0.7000"]
+    assert lines[3].split() == ["C", "0", *5 * ["nan"]]
