@@ -53,7 +53,7 @@ class Schedule:
     decay: bool = False  # the rate falls to zero along half a cosine
 
 
-# ours, all of it: the paper refers to another one. A second rate would take twice the time
+# ours, all of it: the paper refers to another paper. One rate, since each takes as long as all else together
 AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
 VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
 FUSION = Schedule(100, 256, (1e-2, 1e-3, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
@@ -68,8 +68,8 @@ def convolution(n_in, n_out, kernel, padding=0):
 
 
 def block(n_in, n_out, pool):
-    """ours: max pooling, Table 1 says no more than "Pool" """
-    return nn.Sequential(convolution(n_in, n_out, 3, 1), convolution(n_out, n_out, 3, 1), nn.MaxPool2d(pool))
+    pooling = nn.MaxPool2d(pool)  # ours: Table 1 says "Pool", not which
+    return nn.Sequential(convolution(n_in, n_out, 3, 1), convolution(n_out, n_out, 3, 1), pooling)
 
 
 class AudioConvNet(nn.Module):
@@ -117,8 +117,8 @@ class VisualDNN(nn.Sequential):
 
 
 # --- fusion (Fayek 2020, Sec. 3.3, 3.4) ------------------------------------------------------------------------------
-# Each of these takes h_a and h_v, the outputs of the two networks (B, C), and gives probabilities (B, C). But for the
-# average they see them standardised by class (Fayek 2020, Sec. 4.2; see `fusion_inputs`).
+# Each takes h_a and h_v, the outputs of the two networks (B, C), and gives probabilities (B, C). All but the average
+# get them standardised by class (Fayek 2020, Sec. 4.2; `fusion_inputs`).
 
 
 def average(h_a, h_v):
@@ -149,12 +149,9 @@ class ConcatenationFusion(nn.Module):
 def transform(n_classes):
     """n_a, n_v, n_av (Fayek 2020, Eq. 4, 6): "single layer networks with 512 units and sigmoid activations".
 
-    ours: 512 hidden units, then C outputs, sigmoids after both; the weights of Eq. 5 are C numbers, so 512 outputs
-    could not be mixed by them
+    ours: 512 hidden units, then C outputs, a sigmoid after both; the C weights of Eq. 5 cannot mix 512 outputs
     """
-    return nn.Sequential(
-        nn.Linear(n_classes, HIDDEN), nn.Sigmoid(), nn.Linear(HIDDEN, n_classes), nn.Sigmoid()
-    )  # fmt: skip
+    return nn.Sequential(nn.Linear(n_classes, HIDDEN), nn.Sigmoid(), nn.Linear(HIDDEN, n_classes), nn.Sigmoid())
 
 
 class AttentionFusion(nn.Module):
@@ -244,9 +241,9 @@ def network_inputs(parts, device):
 
 
 def fusion_inputs(parts, audio, visual, device):
-    """Outputs of the two networks, dicts of part -> (N, C) -> what fusion gets, a function like those above
+    """Outputs of the two networks, dicts of part -> (N, C) -> what fusion gets, a function like those above.
 
-    Standardised by class, with mean and deviation over the training clips that have video (Fayek 2020, Sec. 4.2).
+    They are standardised by class, by the training clips alone (Fayek 2020, Sec. 4.2). ours: by those with video
     """
     h = []
     for outputs in (audio, visual):
@@ -264,11 +261,13 @@ def fusion_inputs(parts, audio, visual, device):
 
 
 def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
-    """Adam -> the network at the learning rate and epoch with the best validation mAP (ours: mAP), and which these are.
+    """Adam -> the network at the learning rate and epoch with the best validation mAP, and which these are.
 
     build() -> a network; inputs(part, indices) -> list of tensors that it takes; clips: dict of part -> indices of the
-    clips to use; checkpoint: a file that is written after every epoch, to go on from
+    clips to use; checkpoint: a file that is written after every epoch, to go on from as if nothing had happened (that
+    of a network without dropout: the random numbers of others are not kept)
     """
+    # ours: mAP, the paper says "the best model" and reports mAP first
     epochs, tags = schedule.epochs, parts["validation"].tags[clips["validation"]]
     done, best, state = load(checkpoint) if checkpoint and checkpoint.exists() else (0, {"mAP": -1.0}, None)
     for number in range(done, len(schedule.rates) * epochs):
@@ -294,12 +293,12 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
             if checkpoint:
                 features.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
         scores = predict(network, inputs, "validation", clips["validation"], schedule.batch)
-        if (score := metrics.mean_average_precision(tags, scores)) > best["mAP"]:
+        if (mean_ap := metrics.mean_average_precision(tags, scores)) > best["mAP"]:
             weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
-            best = {"mAP": score, "rate": rate, "epoch": epoch + 1, "weights": weights}
+            best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
         if checkpoint:
             took = features.clock(time.monotonic() - started)
-            log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * score:.2f} | {took}")
+            log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * mean_ap:.2f} | {took}")
             now = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             write(checkpoint, (number + 1, best, now))
     network = build()
@@ -336,12 +335,12 @@ def complete_run(seed, parts, inputs, audio_schedule, bf16, ablations, out, devi
     every = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
     with_video = {name: np.flatnonzero(part.present) for name, part in parts.items()}
 
-    def network(kind, *arguments):  # speed: convolutions like channels last
+    def builder(kind, *arguments):  # speed: convolutions like channels last
         return lambda: kind(n_classes, *arguments).to(device, memory_format=torch.channels_last)
 
     heard, seen = inputs
-    audio = outputs_of("audio", network(AudioConvNet, bf16), heard, parts, every, audio_schedule, seed, out)
-    visual = outputs_of("visual", network(VisualDNN, width), seen, parts, with_video, VISUAL, seed, out)
+    audio = outputs_of("audio", builder(AudioConvNet, bf16), heard, parts, every, audio_schedule, seed, out)
+    visual = outputs_of("visual", builder(VisualDNN, width), seen, parts, with_video, VISUAL, seed, out)
     systems = {"audio": audio, "visual": visual, "average": {}}
     for name, part in parts.items():
         systems["average"][name] = sound_alone(average(audio[name], visual[name]), audio[name], part)
@@ -349,7 +348,7 @@ def complete_run(seed, parts, inputs, audio_schedule, bf16, ablations, out, devi
     for name, (*_, fusion) in (TABLE_2 | TABLE_4 if ablations else TABLE_2).items():
         if fusion:
             schedule = REGRESSION if name == "regression" else FUSION
-            systems[name] = outputs_of(name, network(fusion), both, parts, with_video, schedule, seed, out, audio)
+            systems[name] = outputs_of(name, builder(fusion), both, parts, with_video, schedule, seed, out, audio)
     return systems
 
 
@@ -362,8 +361,8 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
     """Train a system and apply it to all clips, unless its file is there -> dict of part -> probabilities (N, C).
 
     The two networks are finished and fixed before fusion begins, which sees no more than this (Fayek 2020, Sec. 3.4).
-    audio: for fusion, the outputs of the audio network. Of fusion by attention also "weights": alpha_a of the public
-    clips, (N, C)
+    audio: for fusion, the outputs of the audio network. Fusion by attention gives "audio_weight" too: alpha_a of the
+    public clips, (N, C)
     """
     path = out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
     if not path.exists():
@@ -377,10 +376,10 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
             arrays[f"{which} clips"] = part.filenames
         if isinstance(network, AttentionFusion):
             with torch.no_grad():
-                arrays["weights"] = network.attention_weights(*inputs("public", everything))[0].cpu().numpy()
+                arrays["audio_weight"] = network.attention_weights(*inputs("public", everything))[0].cpu().numpy()
         write(path, arrays)
         if checkpoint:
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
         log(f"{name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
     return read_outputs(path, parts)
 
@@ -390,12 +389,13 @@ def read_outputs(path, parts):
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = dict(file)
-        for name, part in parts.items():
-            same_clips = stored[f"{name} clips"].tolist() == part.filenames and stored[name].shape == part.tags.shape
-            if not (same_clips and np.all((stored[name] >= 0) & (stored[name] <= 1))):
-                raise ValueError
+        names = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
+        found = [(stored[name], part) for name, part in parts.items()]
+        found += [(stored["audio_weight"], parts["public"])] if "audio_weight" in stored else []
+        if not names or not all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found):
+            raise ValueError
     except Exception:  # numpy lets out a dozen kinds for damaged files
-        raise InputError(f"{path}: is not what this system gave for these clips; delete it, or name another --out")
+        raise InputError(f"{path}: not the outputs of this system for these clips; delete it") from None
     return stored
 
 
@@ -449,14 +449,14 @@ def analyse(classes, part, runs, out):
 
     def weight(outputs, c):
         clips = part.tags[:, c] & part.present
-        return outputs["weights"][clips, c].mean() if clips.any() else math.nan
+        return outputs["audio_weight"][clips, c].mean() if clips.any() else math.nan
 
     def by_class(system, value):
         return np.array([np.mean([value(run[system], c) for run in runs]) for c in range(len(classes))])
 
     audio, visual, fused = (by_class(system, precision) for system in ("audio", "visual", "attention"))
     gain, weights = fused - np.maximum(audio, visual), by_class("attention", weight)
-    lines = ["class\tclips\taudio\tvisual\tattention\tgain\tweight_of_audio"]
+    lines = ["class\tclips\taudio\tvisual\tattention\tgain\taudio_weight"]
     for label, n, *row in zip(classes, part.tags.sum(0), audio, visual, fused, gain, weights):
         lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
     write(out / "analysis.tsv", "\n".join(lines))
