@@ -56,7 +56,7 @@ class Schedule:
 # ours, all of it: the paper refers to another paper. One rate, since each takes as long as all else together
 AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
 VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-FUSION = Schedule(100, 256, (1e-2, 1e-3, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
+FUSION = Schedule(100, 256, (1e-2, 3e-3, 1e-3, 3e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
 REGRESSION = replace(FUSION, l2=1e-5)  # Fayek 2020, Sec. 3.3
 
 
@@ -292,7 +292,7 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
                 raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
             if checkpoint:
                 features.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
-        scores = predict(network, inputs, "validation", clips["validation"], schedule.batch)
+        scores = predict(network, inputs, "validation", clips["validation"])
         if (mean_ap := metrics.mean_average_precision(tags, scores)) > best["mAP"]:
             weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
             best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
@@ -319,7 +319,7 @@ def step(network, optimizer, inputs, tags):
 
 
 @torch.no_grad()
-def predict(network, inputs, part, clips, size):
+def predict(network, inputs, part, clips, size=64):
     """Probabilities of some clips of a part: (n, C)"""
     network.eval()
     batches = np.array_split(clips, math.ceil(len(clips) / size))
@@ -371,7 +371,7 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
         arrays = {"rate": best["rate"], "epoch": best["epoch"]}
         for which, part in parts.items():
             everything = np.arange(len(part.filenames))
-            scores = predict(network, inputs, which, everything, schedule.batch)
+            scores = predict(network, inputs, which, everything)
             arrays[which] = sound_alone(scores, audio[which], part) if audio else scores
             arrays[f"{which} clips"] = part.filenames
         if isinstance(network, AttentionFusion):

@@ -355,9 +355,13 @@ class SmallAudio(nn.Module):
         return self.linear(log_mel.mean(1)).sigmoid()
 
 
+def small_visual(n_classes, width):
+    return nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.3), nn.Linear(8, n_classes), nn.Sigmoid())
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    """Few epochs and a small audio network; what is built is noted"""
+    """Few epochs and small networks; what is built is noted"""
     built = []
 
     def noted(kind, name):
@@ -368,7 +372,7 @@ def quick(monkeypatch):
         return build
 
     monkeypatch.setattr(fayek2020, "AudioConvNet", noted(SmallAudio, "audio"))
-    monkeypatch.setattr(fayek2020, "VisualDNN", noted(VisualDNN, "visual"))
+    monkeypatch.setattr(fayek2020, "VisualDNN", noted(small_visual, "visual"))
     monkeypatch.setattr(fayek2020, "VISUAL", Schedule(1, 144, (1e-3,)))
     monkeypatch.setattr(fayek2020, "FUSION", Schedule(2, 256, (1e-2, 1e-3)))
     monkeypatch.setattr(fayek2020, "REGRESSION", replace(fayek2020.FUSION, l2=1e-5))
