@@ -365,8 +365,8 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
     public clips, (N, C)
     """
     path = out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
+    checkpoint = path.with_suffix(".checkpoint") if name == "audio" else None  # the others are quick
     if not path.exists():
-        checkpoint = path.with_suffix(".checkpoint") if name == "audio" else None  # the others are quick
         network, best = train(name, build, inputs, parts, clips, schedule, seed, checkpoint)
         arrays = {"rate": best["rate"], "epoch": best["epoch"]}
         for which, part in parts.items():
@@ -378,9 +378,9 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
             with torch.no_grad():
                 arrays["audio_weight"] = network.attention_weights(*inputs("public", everything))[0].cpu().numpy()
         write(path, arrays)
-        if checkpoint:
-            checkpoint.unlink(missing_ok=True)
         log(f"{name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return read_outputs(path, parts)
 
 
@@ -420,10 +420,11 @@ def score(parts, outputs):
 
 def table_text(results, on_audioset):
     """Tables 2 and 4 over runs: percentages, mean and deviation. results: for each run a dict of system -> scores"""
-    lines = [f"{f'Fayek 2020, Tables 2 and 4, runs: {len(results)}':40}     mAP            mAUC            F1"]
+    names = ("mAP", "mAUC", "F1")
+    lines = [f"{f'runs: {len(results)}':40}" + "".join(f"{name:>8}{'':8}" for name in names)]
     for system in results[0]:
         line = f"{system:40}"
-        for name in ("mAP", "mAUC", "F1"):
+        for name in names:
             values = [100 * result[system][name] for result in results]
             deviation = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
             line += f"{statistics.mean(values):8.2f} {deviation:7}"

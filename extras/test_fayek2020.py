@@ -92,7 +92,7 @@ def test_the_audio_network_is_that_of_table_1():
         coarse = AudioConvNet(3, bf16=True).eval()
         coarse.load_state_dict(P)
         assert coarse(x).dtype == torch.float32
-        assert 1e-6 < (coarse(x) - wanted.mean(1)).abs().max() < 0.05
+        assert 1e-4 < (coarse(x) - wanted.mean(1)).abs().max() < 0.05
 
 
 def test_the_visual_network():
@@ -288,7 +288,7 @@ def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
     monkeypatch.setattr(fayek2020, "step", step)
     network, best = fayek2020.train("x", build, inputs, parts, clips, Schedule(3, 5, (0.1, 0.01), l2=1e-5), seed=3)
     assert best == {"mAP": 0.6, "rate": 0.1, "epoch": 2}
-    kept = fayek2020.predict(network, inputs, "validation", clips["validation"], 2)
+    kept = fayek2020.predict(network, inputs, "validation", clips["validation"])
     assert np.array_equal(kept, weights[1]) and not np.array_equal(kept, weights[4])
     assert seen == 9 * [(0.1, 1e-5, 4)] + 9 * [(0.01, 1e-5, 4)]  # 12 clips in batches of up to 5
 
@@ -414,9 +414,22 @@ def test_schedules_are_the_papers():
     assert figures[5] == (46.16, 97.51) and len(figures) == 10 and sum(m for m, _ in figures) == pytest.approx(413.56)
 
 
-def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, quick):
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "out"
+def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, monkeypatch, quick):
+    out, complete_run, train = tmp_path / "out", fayek2020.complete_run, fayek2020.train
+    runs, penalties, pictures = [], {}, []
+
+    def noted_run(*arguments):
+        runs.append(complete_run(*arguments))
+        return runs[-1]
+
+    def noted_training(name, build, inputs, parts, clips, schedule, *arguments):
+        penalties[name] = schedule.l2
+        return train(name, build, inputs, parts, clips, schedule, *arguments)
+
+    monkeypatch.setattr(fayek2020, "complete_run", noted_run)
+    monkeypatch.setattr(fayek2020, "train", noted_training)
+    monkeypatch.setattr(fayek2020.plots, "figure_class", lambda: None)  # matplotlib may be absent
+    monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: pictures.append(arguments))
     run("--data", root, "--out", out, "--runs", 2, "--audio-epochs", 2, "--ablations", "--analysis", "--device", "cpu")
     text = capsys.readouterr().out
     assert "left out: the sequential co-supervision" in text and "TOY" not in text
@@ -438,6 +451,8 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
         assert results[0][name]["mAUC"] == metrics.mean_auc(tags, stored["public"])
     mean = (outputs["audio"]["public"] + outputs["visual"]["public"]) / 2  # of the outputs as they are
     mean[1] = outputs["audio"]["public"][1]
+    assert np.array_equal(runs[0]["average"]["public"], mean)
+    assert {name for name, l2 in penalties.items() if l2} == {"regression"} and penalties["regression"] == 1e-5
     assert results[0]["average"]["mAP"] == metrics.mean_average_precision(tags, mean)
     assert results[0]["average"]["mAUC"] == metrics.mean_auc(tags, mean)
 
@@ -455,7 +470,9 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
                          for seed in (0, 1)])  # fmt: skip
     assert float(lines[2][2]) == pytest.approx(precision, abs=1e-4)
     assert float(lines[2][5]) == pytest.approx(float(lines[2][4]) - max(map(float, lines[2][2:4])), abs=2e-4)
-    assert (out / "analysis.png").stat().st_size > 10000
+    (picture,) = pictures
+    assert picture[:2] == (out / "analysis.png", ["Cat", "Dog"])
+    assert np.allclose(np.transpose(picture[2:])[1], [float(lines[2][k]) for k in (2, 3, 4, 6)], atol=1e-4)
 
 
 def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):
@@ -472,6 +489,7 @@ def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, qui
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
             patch.setattr(fayek2020, "write", killed)
             run(*flags, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.checkpoint"))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
     run(*flags, tmp_path / "out")
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
@@ -579,8 +597,8 @@ def test_the_papers_figures_stand_beside_those_on_audioset_alone():
     assert rows[4] == ["the", "paper:", "40.84", "95.15"] and "cannot be compared" not in text
 
 
-def test_analysis_counts_by_hand(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_analysis_counts_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: None)
     part = Part(4, list("abcd"), np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], bool), [])
     part.present = np.array([True, False, True, True])
     right = np.array([[0.9, 0.1, 0]] * 2 + [[0.1, 0.9, 0]] * 2)
