@@ -545,9 +545,11 @@ def run(args):
 
     audio = AUDIO if args.data else TOY_AUDIO
     audio = replace(audio, epochs=args.audio_epochs or audio.epochs, rates=tuple(args.audio_rates or audio.rates))
-    clips = [(part.filenames, part.tags.tolist(), part.present.tolist()) for part in parts.values()]
-    identity = hashlib.sha256(repr((classes, clips)).encode()).hexdigest()[:16]
-    open_folder(out, {"stream": stream, "audio": asdict(audio), "precision": precision, "data": identity})
+    identity = hashlib.sha256(repr((classes, [part.filenames for part in parts.values()])).encode())
+    for part in parts.values():
+        identity.update(part.tags.tobytes() + part.present.tobytes())
+    data = identity.hexdigest()[:16]
+    open_folder(out, {"stream": stream, "audio": asdict(audio), "precision": precision, "data": data})
     if device.type == "cpu":
         cpu.keep_freed_memory()
     inputs, runs, results = network_inputs(parts, device), [], []
