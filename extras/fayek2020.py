@@ -319,7 +319,7 @@ def step(network, optimizer, inputs, tags):
 
 
 @torch.no_grad()
-def predict(network, inputs, part, clips, size=64):
+def predict(network, inputs, part, clips, size=32):
     """Probabilities of some clips of a part: (n, C)"""
     network.eval()
     batches = np.array_split(clips, math.ceil(len(clips) / size))
@@ -462,17 +462,17 @@ def analyse(classes, part, runs, out):
         lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
     write(out / "analysis.tsv", "\n".join(lines))
     plots.plot_fusion(out / "analysis.png", classes, audio, visual, fused, weights)
-    counts = {
-        "classes with clips": np.isfinite(gain),
-        "vision ahead of sound": visual > audio,
-        "attention ahead of the better one": gain > 0,
-        "by more than 10 points": gain > 0.1,
-        "behind it by more than 5 points": gain < -0.05,
-        "by more than 10 points, behind": gain < -0.1,
-        "sound has over half of the weight": weights > 0.5,
-        "vision has 90 % or more": weights <= 0.1,
-    }
-    return "\n".join(f"       {what:40}{np.sum(holds):4d}" for what, holds in counts.items())
+    counts = [
+        ("classes with clips", np.isfinite(gain)),
+        ("vision ahead of sound", visual > audio),
+        ("attention ahead of the better one", gain > 0),
+        ("    by over 10 points", gain > 0.1),
+        ("attention over 5 points behind it", gain < -0.05),
+        ("    over 10 points", gain < -0.1),
+        ("over half of the weight on sound", weights > 0.5),
+        ("90 % or more on vision", weights <= 0.1),
+    ]
+    return "\n".join(f"       {what:40}{np.sum(holds):4d}" for what, holds in counts)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -508,8 +508,9 @@ def open_folder(out, config):
         write(path, text)
     try:
         stored, wanted = json.loads(path.read_text()), json.loads(text)
-        differs = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key]]
-    except (ValueError, AttributeError):
+        differs = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key] and key != "data"]
+        differs += ["other data"] if stored["data"] != wanted["data"] else []
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"{path}: was not written by this program; name another --out") from None
     if differs:
         raise InputError(f"{path}: is of runs with {', '.join(differs)}; give the same flags, or another --out")

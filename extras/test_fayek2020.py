@@ -537,9 +537,10 @@ def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys
     rows = tiny_rows()
     rows["public"][1] = "p1.wav\t0.300\t1.000\tDog"
     write_tiny(root, rows, ["resnet152"])
-    assert "run.json: is of runs with data " in refused(capsys, *flags)
-    (out / "run.json").write_text("[]")
-    assert "run.json: was not written by this program" in refused(capsys, *flags)
+    assert "run.json: is of runs with other data; give" in refused(capsys, *flags)
+    for content in ("[]", "{}", "no"):
+        (out / "run.json").write_text(content)
+        assert "run.json: was not written by this program" in refused(capsys, *flags)
 
 
 def test_bad_input_gets_one_line(root, tmp_path, capsys, quick):
