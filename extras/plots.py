@@ -148,11 +148,12 @@ def plot_fusion(path, classes, audio, visual, fused, weights):
     image = bubbles.scatter(audio, visual, 10 + 400 * (np.abs(gain) / most) ** 2, gain, **colours)  # diameter ~ gain
     figure.colorbar(image, ax=bubbles, label="gain over the better one")
     for c in np.argsort(-np.abs(gain))[: np.isfinite(gain).sum()][:CLASSES_SHOWN]:  # nan comes last
-        bubbles.annotate(classes[c], (audio[c], visual[c]), fontsize=8)
+        side = dict(xytext=(8, -3), ha="left") if audio[c] < 80 else dict(xytext=(-8, -3), ha="right")
+        bubbles.annotate(classes[c], (audio[c], visual[c]), textcoords="offset points", fontsize=7, **side)
     bubbles.axline((0, 0), slope=1, color="gray", linewidth=0.5)
     bubbles.set(xlim=(0, 100), ylim=(0, 100), xlabel="average precision by sound", ylabel="by vision")
     gains.hist(gain[np.isfinite(gain)], 30)
-    gains.set(xlabel="gain in average precision over the better of the two", ylabel="classes")
+    gains.set(xlabel="gain in average precision over the better one", ylabel="classes")
     shares.hist(weights[np.isfinite(weights)], 20, range=(0, 1))
-    shares.set(xlabel="mean weight of sound, over the clips that hold the class", ylabel="classes")
+    shares.set(xlabel="mean weight of sound in clips of the class", ylabel="classes")
     save_figure(figure, path)
