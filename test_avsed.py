@@ -2250,6 +2250,7 @@ ARROWS = {  # who may import whom
     "extras.score": {"features", "metrics"},
     "extras.tagging": {"features"},
     "extras.boes2019": {"avsed", "features", "metrics", "extras.embeddings"} | OLDER,
+    "extras.fayek2020": {"features", "metrics", "extras.cpu"} | OLDER,
     "extras.benchmark": {"avsed", "features", "metrics", "train", "extras.toy"},
 }
 IN_FUNCTIONS = {"train": {"extras.toy", "extras.cpu"}}  # that need them

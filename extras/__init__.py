@@ -8,6 +8,7 @@ plots       every picture
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 boes2019    the audiovisual transformer of Boes & Van hamme 2019: network, training, Table 1, attention
+fayek2020   the late fusion of Fayek & Kumar 2020: networks, training, Tables 2 and 4, analysis
 tagging     clips and their classes, as the two older systems read them
 benchmark   times of a training step, and of the metrics beside their peers
 

@@ -4,6 +4,7 @@
     plot_attention    the cross-attention of one decoder block in ten seconds
     plot_synchronization  what one step of a clip's sound or picture attends to in the other
     plot_table        the scores of many runs
+    plot_fusion       what each class gains when sound and vision are fused
 
 Needs matplotlib. Pictures are PNG files and appear only when complete.
 
@@ -160,4 +161,29 @@ def plot_table(path, title, labels, columns, highlighted):
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     figure.suptitle(f"{title}: mean and standard deviation over the runs (axes do not start at 0)")
+    save_figure(figure, path)
+
+
+def plot_fusion(path, classes, audio, visual, fused, weights):
+    """Write a picture: what each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
+
+    audio, visual, fused: (C,) average precision by sound, by vision and by their fusion; weights: (C,) mean weight of
+    sound; nan where a class has none. Of many classes, the 16 that gain or lose most have their names.
+    """
+    audio, visual, gain = 100 * audio, 100 * visual, 100 * (fused - np.maximum(audio, visual))
+    most = np.nanmax(np.abs(gain)) or 1
+    figure = figure_class()(figsize=(15, 5), dpi=100, layout="constrained")
+    bubbles, gains, shares = figure.subplots(1, 3)
+    colours = dict(cmap="RdBu", vmin=-most, vmax=most, edgecolors="gray")
+    image = bubbles.scatter(audio, visual, 10 + 400 * (np.abs(gain) / most) ** 2, gain, **colours)  # diameter ~ gain
+    figure.colorbar(image, ax=bubbles, label="gain over the better one")
+    for c in np.argsort(-np.abs(gain))[: np.isfinite(gain).sum()][:CLASSES_SHOWN]:  # nan comes last
+        side = dict(xytext=(8, -3), ha="left") if audio[c] < 80 else dict(xytext=(-8, -3), ha="right")
+        bubbles.annotate(classes[c], (audio[c], visual[c]), textcoords="offset points", fontsize=7, **side)
+    bubbles.axline((0, 0), slope=1, color="gray", linewidth=0.5)
+    bubbles.set(xlim=(0, 100), ylim=(0, 100), xlabel="average precision by sound", ylabel="by vision")
+    gains.hist(gain[np.isfinite(gain)], 30)
+    gains.set(xlabel="gain in average precision over the better one", ylabel="classes")
+    shares.hist(weights[np.isfinite(weights)], 20, range=(0, 1))
+    shares.set(xlabel="mean weight of sound in clips of the class", ylabel="classes")
     save_figure(figure, path)

@@ -94,6 +94,21 @@ def test_a_table_has_bars_of_means_and_deviations(drawn):
     assert drawn[0].texts[0].get_text().startswith("Table 5: mean")
 
 
+def test_fusion_has_a_bubble_for_each_class_and_two_histograms(drawn):
+    audio, visual, fused = np.array([[0.8, 0.2, 0.5, np.nan], [0.4, 0.6, 0.5, np.nan], [0.9, 0.4, 0.5, np.nan]])
+    plots.plot_fusion("f.png", ["a", "b", "c", "d"], audio, visual, fused, np.array([0.97, 0.31, 0.33, np.nan]))
+    bubbles, gains, shares, _ = drawn[0].axes
+    (points,) = bubbles.collections
+    assert np.allclose(points.get_offsets()[:3], [[80, 40], [20, 60], [50, 50]])
+    assert np.allclose(points.get_array()[:3], [10, -20, 0]) and np.allclose(points.get_clim(), [-20, 20])
+    assert np.allclose(points.get_sizes()[:3], [10 + 400 / 4, 10 + 400, 10])
+    names = {text.get_text(): text.xy for text in bubbles.texts}
+    assert np.allclose(names["b"], [20, 60])
+    counts = [sum(bar.get_height() for bar in panel.patches) for panel in (gains, shares)]
+    assert counts == [3, 3]  # d has no clip
+    assert {round(bar.get_x(), 2): bar.get_height() for bar in shares.patches if bar.get_height()} == {0.3: 2, 0.95: 1}
+
+
 def test_a_picture_that_cannot_be_finished_leaves_no_file(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     plots.save_figure(figure, tmp_path / "a.png")

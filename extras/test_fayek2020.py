@@ -1,0 +1,616 @@
+"""Late fusion (Fayek & Kumar 2020): networks, fusion, training, what is kept, the command; in the paper's order"""
+
+import json
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import features
+import metrics
+from extras import fayek2020
+from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
+from extras.tagging import Part
+from test_avsed import same, tiny_rows, write_tiny, write_wav
+
+CPU = torch.device("cpu")
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def randomised(network):
+    """The network as it might be after training: no parameter, no statistic is 0 or 1"""
+    torch.manual_seed(0)
+    for name, value in network.state_dict().items():
+        if "running_var" in name:
+            value.uniform_(0.5, 1.5)
+        elif value.is_floating_point():
+            value.add_(0.2 * torch.randn_like(value))
+    return network
+
+
+# --- the two networks ------------------------------------------------------------------------------------------------
+
+
+def test_audio_features_are_16_ms_every_10_ms(tmp_path):
+    samples = np.zeros(160000)
+    samples[48000] = 1  # at 3 s
+    write_wav(tmp_path / "click.wav", samples)
+    log_mel = fayek2020.log_mel_16_ms(tmp_path / "click.wav")
+    assert log_mel.shape == (1024, 64) and log_mel.dtype == np.float32
+    heard = np.flatnonzero((log_mel > log_mel.min()).any(1))  # windows of 256 samples whose centres are 160 apart
+    assert heard.tolist() == [300]  # its neighbours end 32 samples before, or begin 32 after
+    assert np.all(log_mel[0] == np.log(np.float32(1e-5)))
+
+
+@torch.no_grad()
+def test_sizes_block_by_block():
+    network, sizes = AudioConvNet(527).eval(), []
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(1, 1024, 64)).shape == (1, 527)
+    segments = {T: network.segments(torch.zeros(1, T, 64)).shape for T in (96, 1056)}
+    table_1 = """64x1024x64 64x1024x64 64x256x16 128x256x16 128x256x16 128x128x8 256x128x8 256x128x8 256x64x4
+                 512x64x4 512x64x4 512x32x2 2048x30x1 1024x30x1 1024x30x1 527x30x1"""
+    assert ["x".join(map(str, size)) for size in sizes[:16]] == table_1.split()
+    assert segments == {96: (1, 1, 527), 1056: (1, 31, 527)}
+    assert count(network) == 14_677_711
+
+
+def test_the_audio_network_is_that_of_table_1():
+    torch.manual_seed(0)
+    network, x = AudioConvNet(3), torch.randn(2, 128, 64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics become those of one batch
+            module.weight.data, module.bias.data = 1 + 0.3 * torch.randn(2, module.num_features)
+    network(x)
+    P = dict(network.eval().state_dict())
+    convolutions = [name[:-7] for name in P if name.endswith("weight") and P[name].ndim == 4]
+    normalisations = [name[:-13] for name in P if name.endswith(".running_mean")]
+    y = x[:, None]
+    for i, name in enumerate(convolutions):
+        y = F.conv2d(y, P[name + ".weight"], P[name + ".bias"], padding=1 if i < 8 else 0)
+        if i < 11:  # batch norm and ReLU after all but the last
+            keys = ("running_mean", "running_var", "weight", "bias")
+            mean, var, gain, shift = (P[f"{normalisations[i]}.{key}"][:, None, None] for key in keys)
+            y = ((y - mean) / (var + 1e-5).sqrt() * gain + shift).clamp(min=0)
+        if i in (1, 3, 5, 7):
+            y = F.max_pool2d(y, 4 if i == 1 else 2)
+    wanted = (1 / (1 + torch.exp(-y[..., 0]))).permute(0, 2, 1)  # (2, 2 segments, 3)
+    with torch.no_grad():
+        assert torch.allclose(network.segments(x), wanted, atol=1e-5) and wanted.std() > 0.05
+        assert torch.allclose(network(x), wanted.mean(1), atol=1e-5)
+        coarse = AudioConvNet(3, bf16=True).eval()
+        coarse.load_state_dict(P)
+        assert coarse(x).dtype == torch.float32
+        assert 1e-4 < (coarse(x) - wanted.mean(1)).abs().max() < 0.05
+
+
+def test_the_visual_network():
+    network = VisualDNN(527)
+    kinds = [str(module).split("(")[0] for module in network]
+    hidden = ["Linear", "ReLU"]
+    assert kinds == 2 * [*hidden, "Dropout"] + 2 * hidden + ["Linear", "Sigmoid"]
+    assert [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)] == [
+        (2048, 2048), (2048, 2048), (2048, 1024), (1024, 1024), (1024, 527)]  # fmt: skip
+    assert [m.p for m in network if isinstance(m, nn.Dropout)] == [0.3, 0.3]
+    assert count(network) == 12_080_655
+    vectors = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float16)
+    mean = fayek2020.mean_vector(vectors)
+    assert mean.dtype == np.float32 and np.allclose(mean, vectors.astype(float).sum(0) / 64, atol=1e-6)
+
+
+# --- fusion ----------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def layers(P, name, x):
+    """A network of two linear layers, (batch norm,) ReLU or sigmoid between them, sigmoid after them, by hand"""
+    x = x @ P[f"{name}.0.weight"].T + P[f"{name}.0.bias"]
+    if f"{name}.1.running_mean" in P:
+        mean, var, gain, shift = (P[f"{name}.1.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        hidden, last = np.maximum((x - mean) / np.sqrt(var + 1e-5) * gain + shift, 0), f"{name}.4"
+    else:
+        hidden, last = sigmoid(x), f"{name}.2"
+    return sigmoid(hidden @ P[f"{last}.weight"].T + P[f"{last}.bias"])
+
+
+def test_simple_fusions_by_hand():
+    h_a, h_v = torch.rand(5, 3), torch.rand(5, 3)
+    assert torch.equal(fayek2020.average(h_a, h_v), 0.5 * h_a + 0.5 * h_v)
+    both = np.concatenate([h_a, h_v], 1)
+    for hidden in (False, True):
+        network = randomised(ConcatenationFusion(3, hidden)).eval()
+        P = {key: value.numpy() for key, value in network.state_dict().items()}
+        wanted = layers(P, "network", both) if hidden else sigmoid(both @ P["network.0.weight"].T + P["network.0.bias"])
+        assert np.allclose(network(h_a, h_v).detach(), wanted, atol=1e-6)
+    assert [str(m).split("(")[0] for m in network.network] == "Linear BatchNorm1d ReLU Dropout Linear Sigmoid".split()
+    assert network.network[3].p == 0.5 and network.network[0].out_features == 512
+
+
+FORMS = {  # rows of Table 4
+    "multi-modal": {},
+    "self unimodal": {"attend": "self"},
+    "cross unimodal": {"attend": "cross"},
+    "without n_a and n_v": {"inner": False},
+    "without n_av": {"outer": False},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_by_hand(form):
+    network = randomised(AttentionFusion(3, **FORMS[form])).eval()
+    P = {key: value.numpy() for key, value in network.state_dict().items()}
+    tensors = 2 * torch.randn(2, 6, 3)
+    h_a, h_v = tensors.numpy()
+    if "unimodal" in form:
+        of_a, of_v = (h_a, h_v) if form.startswith("self") else (h_v, h_a)
+        a, v = layers(P, "n_attn_a", of_a), layers(P, "n_attn_v", of_v)
+        alpha_a = a / (a + v)
+    else:
+        alpha_a = layers(P, "n_attn", np.concatenate([h_a, h_v], 1))  # Eq. 3
+    transformed_a, transformed_v = h_a, h_v
+    if form != "without n_a and n_v":
+        transformed_a, transformed_v = layers(P, "n_a", h_a), layers(P, "n_v", h_v)  # Eq. 4
+    h_av = alpha_a * transformed_a + (1 - alpha_a) * transformed_v  # Eq. 5
+    wanted = h_av if form == "without n_av" else layers(P, "n_av", h_av)  # Eq. 6
+    with torch.no_grad():
+        got_a, got_v = network.attention_weights(*tensors)
+        output = network(*tensors)
+    assert np.allclose(got_a, alpha_a, atol=1e-5) and torch.allclose(got_a + got_v, torch.ones(6, 3))
+    assert np.allclose(output, wanted, atol=1e-5) and 0 <= output.min() and output.max() <= 1
+    assert 0 < got_a.min() and got_a.max() < 1 and got_a.std(0).min() > 0 and got_a.std(1).min() > 0
+    assert np.ptp(wanted) > 0.02  # else there would be nothing to see
+
+
+def test_parameters_of_attention():
+    with torch.device("meta"):
+        assert count(AttentionFusion(527)) == 2_433_596
+        networks = {name: network for name, (*_, network) in (fayek2020.TABLE_2 | fayek2020.TABLE_4).items() if network}
+        counts = {name: count(network(527)) for name, network in networks.items()}
+    n_attn, n = 1054 * 512 + 512 + 2 * 512 + 512 * 527 + 527, 2 * 527 * 512 + 512 + 527
+    unimodal = 2 * (n_attn - 527 * 512) + 3 * n
+    assert counts == {
+        "regression": 1055 * 527,
+        "MLP": n_attn,
+        "attention": n_attn + 3 * n,
+        "attention, self unimodal": unimodal,
+        "attention, cross unimodal": unimodal,
+        "attention, without n_a and n_v": n_attn + n,
+        "attention, without n_av": n_attn + 2 * n,
+    }
+
+
+# --- what goes in, and training --------------------------------------------------------------------------------------
+
+
+def some_parts(sizes=(12, 7, 5), seed=0):
+    """Parts as load_tagging gives them: short log-mel, three classes, a clip in three without video"""
+    rng, parts = np.random.default_rng(seed), {}
+    for name, n in zip(("training", "validation", "public"), sizes):
+        tags, present = rng.random((n, 3)) < 0.5, np.arange(n) % 3 != 1
+        tags[0], tags[2] = True, False
+        audio, video = 3 + 2 * rng.standard_normal((n, 96, 64)), 5 + rng.standard_normal((n, 8))
+        audio[..., :3], video[:, :3] = audio[..., :3] + 9 * tags[:, None], video[:, :3] + 9 * tags
+        video[~present] = np.nan
+        names = [f"{name}{i}.wav" for i in range(n)]
+        parts[name] = Part(n, names, tags, [], audio.astype(np.float32), video.astype(np.float32), present)
+    return parts
+
+
+def test_networks_see_what_the_training_clips_standardise():
+    parts = some_parts()
+    heard, seen = fayek2020.network_inputs(parts, CPU)
+    training = parts["training"]
+    (x,), (y,) = heard("training", np.arange(12)), seen("training", np.arange(12))
+    assert torch.allclose(x.mean((0, 1)), torch.zeros(64), atol=1e-4)
+    assert torch.allclose(x.std((0, 1), correction=0), torch.ones(64), atol=1e-4)
+    there = torch.from_numpy(training.present)
+    assert torch.allclose(y[there].mean(0), torch.zeros(8), atol=1e-4)
+    assert torch.allclose(y[there].std(0, correction=0), torch.ones(8), atol=1e-4)
+    assert (y[~there] == 0).all()  # nothing of what is stored there, be it NaN
+    validation, wanted = parts["validation"], training.audio.astype(float).reshape(-1, 64)
+    wanted = (validation.audio[[6, 2]] - wanted.mean(0)) / wanted.std(0)
+    assert np.allclose(heard("validation", [6, 2])[0], wanted, atol=1e-4)
+    validation.audio[:], validation.video[:] = 100, 100  # the statistics do not look there
+    again, seen_again = fayek2020.network_inputs(parts, CPU)
+    assert torch.equal(again("training", np.arange(12))[0], x)
+    assert torch.equal(seen_again("training", np.arange(12))[0], y)
+
+
+def test_fusion_sees_what_the_training_clips_with_video_standardise():
+    parts, rng = some_parts(), np.random.default_rng(1)
+    audio, visual = ({name: rng.random(part.tags.shape, np.float32) for name, part in parts.items()} for _ in "ab")
+    for part in parts:
+        audio[part][:, 2] = 0.25  # a class that the network knows nothing of
+    before = {name: array.copy() for name, array in audio.items()}
+    both = fayek2020.fusion_inputs(parts, audio, visual, CPU)
+    present = parts["training"].present
+    for name, clips in (("training", [1, 0]), ("public", [4, 2])):
+        for got, h in zip(both(name, clips), (audio, visual)):
+            training = h["training"][present].astype(float)
+            wanted = (h[name][clips] - training.mean(0)) / np.maximum(training.std(0), 1e-6)
+            assert np.allclose(got, wanted, atol=1e-4) and got.dtype == torch.float32 and not got.requires_grad
+    assert (both("public", [0])[0][:, 2] == 0).all()
+    assert all(np.array_equal(before[part], audio[part]) for part in parts)  # as average fusion wants them
+
+
+def linear(parts):
+    """-> build, inputs of a small problem that can be learned: from the first dimensions to the classes"""
+
+    def inputs(part, clips):
+        return [torch.from_numpy(np.nan_to_num(parts[part].video[clips]))]
+
+    return lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Sigmoid()), inputs
+
+
+def test_the_loss_is_of_whole_clips_and_the_mean_over_classes():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    x, tags = torch.randn(5, 4), np.random.default_rng(0).random((5, 3)) < 0.5
+    p, before = network(x).detach().numpy().astype(float), network[0].weight.detach().clone()
+    loss = fayek2020.step(network, torch.optim.SGD(network.parameters(), 0.1), [x], tags)
+    assert same(loss, -np.where(tags, np.log(p), np.log(1 - p)).mean(), 1e-6)
+    gradient = torch.from_numpy((p - tags).T @ x.numpy() / 15)  # of this loss, by hand
+    assert torch.allclose(before - network[0].weight.detach(), 0.1 * gradient.float(), atol=1e-6)
+    assert math.isnan(fayek2020.step(network, None, [x * math.nan], tags))
+
+
+def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
+    parts, seen, weights = some_parts(), [], []
+    build, inputs = linear(parts)
+    scores = iter([0.3, 0.6, 0.5, 0.2, 0.6, 0.4])  # of equals the first
+    clips = {"training": np.arange(12), "validation": np.array([0, 3, 5])}
+
+    def mean_average_precision(tags, outputs):
+        assert np.array_equal(tags, parts["validation"].tags[[0, 3, 5]]) and outputs.shape == (3, 3)
+        weights.append(outputs)
+        return next(scores)
+
+    def step(network, optimizer, x, tags):
+        (group,) = optimizer.param_groups
+        seen.append((group["lr"], group["weight_decay"], len(tags)))
+        return taken(network, optimizer, x, tags)
+
+    taken = fayek2020.step
+    monkeypatch.setattr(metrics, "mean_average_precision", mean_average_precision)
+    monkeypatch.setattr(fayek2020, "step", step)
+    network, best = fayek2020.train("x", build, inputs, parts, clips, Schedule(3, 5, (0.1, 0.01), l2=1e-5), seed=3)
+    assert best == {"mAP": 0.6, "rate": 0.1, "epoch": 2}
+    kept = fayek2020.predict(network, inputs, "validation", clips["validation"])
+    assert np.array_equal(kept, weights[1]) and not np.array_equal(kept, weights[4])
+    assert seen == 9 * [(0.1, 1e-5, 4)] + 9 * [(0.01, 1e-5, 4)]  # 12 clips in batches of up to 5
+
+    scores, seen[:] = iter([0.1, 0.2]), []
+    fayek2020.train("x", build, inputs, parts, clips, Schedule(2, 6, (0.1,), decay=True), seed=3)
+    assert np.allclose([rate for rate, *_ in seen], 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
+    scores = iter([0.1])
+    monkeypatch.setattr(fayek2020, "step", lambda *_: math.nan)
+    with pytest.raises(FloatingPointError, match="x: the loss is not finite in epoch 1 at rate 0.5"):
+        fayek2020.train("x", build, inputs, parts, clips, Schedule(1, 6, (0.5,)), seed=3)
+
+
+def test_training_learns_and_an_epoch_sees_every_clip_once(monkeypatch):
+    parts, picked = some_parts((60, 30, 5)), []
+    build, inputs = linear(parts)
+    clips = {name: np.flatnonzero(part.present) for name, part in parts.items()}
+
+    def noted(part, which):
+        picked.extend(which if part == "training" else [])
+        return inputs(part, which)
+
+    _, best = fayek2020.train("x", build, noted, parts, clips, Schedule(20, 8, (0.1,)), seed=0)
+    assert best["mAP"] > 0.95
+    epochs = np.array(picked).reshape(20, -1)
+    assert (np.sort(epochs) == clips["training"]).all() and len(np.unique(epochs, axis=0)) == 20
+
+
+@pytest.mark.parametrize("at", (1, 5, 6, 8, 11))
+def test_interrupted_training_goes_on_as_if_nothing_had_happened(at, tmp_path, monkeypatch):
+    parts = some_parts()
+    build, inputs = linear(parts)
+    clips = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
+    task = ("audio", build, inputs, parts, clips, Schedule(2, 4, (0.3, 0.1), decay=True), 0)
+    wanted, best = fayek2020.train(*task)
+    taken, steps = fayek2020.step, []
+
+    def step(*arguments):
+        steps.append(0)
+        if len(steps) == at:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    monkeypatch.setattr(fayek2020, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fayek2020.train(*task, tmp_path / "c")
+    network, again = fayek2020.train(*task, tmp_path / "c")
+    assert len(steps) == at + 12 - (at - 1) // 3 * 3 and again == best  # three steps an epoch
+    assert all(torch.equal(a, b) for a, b in zip(wanted.state_dict().values(), network.state_dict().values()))
+    fayek2020.train(*task, tmp_path / "c")  # killed after the last epoch: only the best weights are wanted
+    assert len(steps) == at + 12 - (at - 1) // 3 * 3
+
+
+# --- what is kept, scores, the command -------------------------------------------------------------------------------
+
+
+class SmallAudio(nn.Module):
+    """In place of the ConvNet, which takes seconds"""
+
+    def __init__(self, n_classes, bf16):
+        super().__init__()
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, log_mel):
+        return self.linear(log_mel.mean(1)).sigmoid()
+
+
+def small_visual(n_classes, width):
+    return nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.3), nn.Linear(8, n_classes), nn.Sigmoid())
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few epochs and small networks; what is built is noted"""
+    built = []
+
+    def noted(kind, name):
+        def build(*arguments, **options):
+            built.append(name)
+            return kind(*arguments, **options)
+
+        return build
+
+    monkeypatch.setattr(fayek2020, "AudioConvNet", noted(SmallAudio, "audio"))
+    monkeypatch.setattr(fayek2020, "VisualDNN", noted(small_visual, "visual"))
+    monkeypatch.setattr(fayek2020, "VISUAL", Schedule(1, 144, (1e-3,)))
+    monkeypatch.setattr(fayek2020, "FUSION", Schedule(2, 256, (1e-2, 1e-3)))
+    monkeypatch.setattr(fayek2020, "REGRESSION", replace(fayek2020.FUSION, l2=1e-5))
+    return built
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data set of two classes; the strong clips, v1.wav and p1.wav have no video"""
+    write_tiny(tmp_path / "data", streams=["resnet152"])
+    (tmp_path / "data/visual/resnet152/p1.npy").unlink()
+    return tmp_path / "data"
+
+
+def run(*arguments):
+    fayek2020.main([str(a) for a in arguments])
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr of a command that must end with exit code 2"""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_schedules_are_the_papers():
+    assert (fayek2020.VISUAL.epochs, fayek2020.VISUAL.batch) == (20, 144)
+    assert (fayek2020.FUSION.epochs, fayek2020.FUSION.batch, fayek2020.FUSION.l2) == (100, 256, 0)
+    assert fayek2020.REGRESSION == replace(fayek2020.FUSION, l2=1e-5)
+    figures = [row[:2] for row in (*fayek2020.TABLE_2.values(), *fayek2020.TABLE_4.values())]
+    assert figures[5] == (46.16, 97.51) and len(figures) == 10 and sum(m for m, _ in figures) == pytest.approx(413.56)
+
+
+def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, monkeypatch, quick):
+    out, complete_run, train = tmp_path / "out", fayek2020.complete_run, fayek2020.train
+    runs, penalties, pictures = [], {}, []
+
+    def noted_run(*arguments):
+        runs.append(complete_run(*arguments))
+        return runs[-1]
+
+    def noted_training(name, build, inputs, parts, clips, schedule, *arguments):
+        penalties[name] = schedule.l2
+        return train(name, build, inputs, parts, clips, schedule, *arguments)
+
+    monkeypatch.setattr(fayek2020, "complete_run", noted_run)
+    monkeypatch.setattr(fayek2020, "train", noted_training)
+    monkeypatch.setattr(fayek2020.plots, "figure_class", lambda: None)  # matplotlib may be absent
+    monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: pictures.append(arguments))
+    run("--data", root, "--out", out, "--runs", 2, "--audio-epochs", 2, "--ablations", "--analysis", "--device", "cpu")
+    text = capsys.readouterr().out
+    assert "left out: the sequential co-supervision" in text and "TOY" not in text
+    systems = [*fayek2020.TABLE_2, *fayek2020.TABLE_4]
+    results = [json.loads((out / f"results-{seed}.json").read_text()) for seed in (0, 1)]
+    assert [list(result) for result in results] == [systems, systems]
+    assert not list(out.glob("*.checkpoint")) and len(list(out.glob("*.npz"))) == 2 * (len(systems) - 1)
+    outputs = {name: arrays(out / f"{name}-0.npz") for name in ("audio", "visual", "regression", "attention")}
+    names = outputs["audio"]["public clips"].tolist()
+    assert names == ["-x.wav", "p1.wav", "WP8aI1IXNCQ_0_5.wav"]
+    tags = np.array([[False, True], [True, False], [False, True]])  # Cat, Dog
+    for name, stored in outputs.items():
+        assert stored["training"].shape == (8, 2) and stored["validation"].shape == (4, 2)
+        if name != "visual":  # without video the output of the sound alone
+            assert np.array_equal(stored["public"][1], outputs["audio"]["public"][1])
+            assert np.array_equal(stored["validation"][1], outputs["audio"]["validation"][1])
+            assert (stored["public"][0] != outputs["audio"]["public"][0]).any() or name == "audio"
+        assert results[0][name]["mAP"] == metrics.mean_average_precision(tags, stored["public"])
+        assert results[0][name]["mAUC"] == metrics.mean_auc(tags, stored["public"])
+    mean = (outputs["audio"]["public"] + outputs["visual"]["public"]) / 2  # of the outputs as they are
+    mean[1] = outputs["audio"]["public"][1]
+    assert np.array_equal(runs[0]["average"]["public"], mean)
+    assert {name for name, l2 in penalties.items() if l2} == {"regression"} and penalties["regression"] == 1e-5
+    assert results[0]["average"]["mAP"] == metrics.mean_average_precision(tags, mean)
+    assert results[0]["average"]["mAUC"] == metrics.mean_auc(tags, mean)
+
+    table = (out / "table.txt").read_text()
+    assert table in text and "cannot be compared with the paper's" in table and "46.16" not in table
+    values = [100 * result["MLP"]["mAP"] for result in results]
+    (row,) = [line.split() for line in table.splitlines() if line.startswith("MLP")]
+    assert row[1:3] == [f"{statistics.mean(values):.2f}", f"±{statistics.stdev(values):.2f}"]
+
+    lines = [line.split("\t") for line in (out / "analysis.tsv").read_text().splitlines()]
+    assert [line[:2] for line in lines] == [["class", "clips"], ["Cat", "1"], ["Dog", "2"]]
+    weights = np.mean([arrays(out / f"attention-{seed}.npz")["audio_weight"][[0, 2], 1].mean() for seed in (0, 1)])
+    assert lines[1][6] == "nan" and float(lines[2][6]) == pytest.approx(weights, abs=1e-4)  # the one cat has no video
+    precision = np.mean([metrics.mean_average_precision(tags[:, 1:], arrays(out / f"audio-{seed}.npz")["public"][:, 1:])
+                         for seed in (0, 1)])  # fmt: skip
+    assert float(lines[2][2]) == pytest.approx(precision, abs=1e-4)
+    assert float(lines[2][5]) == pytest.approx(float(lines[2][4]) - max(map(float, lines[2][2:4])), abs=2e-4)
+    (picture,) = pictures
+    assert picture[:2] == (out / "analysis.png", ["Cat", "Dog"])
+    assert np.allclose(np.transpose(picture[2:])[1], [float(lines[2][k]) for k in (2, 3, 4, 6)], atol=1e-4)
+
+
+def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):
+    flags = ["--data", root, "--audio-epochs", 2, "--seed", 4, "--out"]
+    run(*flags, tmp_path / "whole")
+    write, quick[:] = fayek2020.write, []
+    for stop in ("audio-4.checkpoint", "audio-4.npz", "visual-4.npz", "MLP-4.npz", "results-4.json"):
+
+        def killed(path, content, stop=stop):
+            write(path, content)
+            if path.name == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
+            patch.setattr(fayek2020, "write", killed)
+            run(*flags, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.checkpoint"))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    run(*flags, tmp_path / "out")
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    # once to begin, once to go on and once for the best weights; then what is there is never built or touched again
+    assert quick == ["audio", "audio", "audio", "visual", "visual"]
+    for path in (tmp_path / "whole").glob("*-4.npz"):
+        one, other = arrays(path), arrays(tmp_path / "out" / path.name)
+        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole/table.txt").read_text() == (tmp_path / "out/table.txt").read_text()
+    capsys.readouterr()
+
+
+def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys, monkeypatch, quick):
+    out = tmp_path / "out"
+    flags = ["--data", root, "--audio-epochs", 1, "--precision", "fp32", "--out", out]
+    run(*flags)
+    for more, message in (
+        (["--audio-epochs", 3], "run.json: is of runs with audio {'epochs': 1,"),
+        (["--audio-rates", 0.1], "run.json: is of runs with audio {"),
+        (["--precision", "bf16"], "run.json: is of runs with precision fp32; give the same flags, or another --out"),
+    ):
+        assert message in refused(capsys, *flags, *more)
+    good = arrays(out / "visual-0.npz")
+    weighed = arrays(out / "attention-0.npz")
+    np.savez(out / "attention-0.npz", **{**weighed, "audio_weight": weighed["audio_weight"] - 2})
+    assert "attention-0.npz: not the outputs" in refused(capsys, *flags)
+    bad = {
+        "other clips": {**good, "public clips": good["public clips"][::-1]},
+        "shape": {**good, "validation": good["validation"][:, :1]},
+        "not finite": {**good, "training": good["training"] * np.nan},
+        "no probability": {**good, "public": good["public"] + 1},
+        "a part is missing": {key: value for key, value in good.items() if key != "public"},
+    }
+    for content in bad.values():
+        np.savez(out / "visual-0.npz", **content)
+        assert f"{out}/visual-0.npz: not the outputs of this system for these clips; delete" in refused(capsys, *flags)
+    (out / "visual-0.npz").write_bytes(b"PK")
+    assert "visual-0.npz: not the outputs" in refused(capsys, *flags)
+    (out / "visual-0.npz").unlink()
+    (out / "audio-0.npz").unlink()
+    for content in (b"no", (1, 2)):
+        path = out / "audio-0.checkpoint"
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        assert "audio-0.checkpoint: is not a checkpoint of this program; delete it" in refused(capsys, *flags)
+    rows = tiny_rows()
+    rows["public"][1] = "p1.wav\t0.300\t1.000\tDog"
+    write_tiny(root, rows, ["resnet152"])
+    assert "run.json: is of runs with other data; give" in refused(capsys, *flags)
+    for content in ("[]", "{}", "no"):
+        (out / "run.json").write_text(content)
+        assert "run.json: was not written by this program" in refused(capsys, *flags)
+
+
+def test_bad_input_gets_one_line(root, tmp_path, capsys, quick):
+    out = tmp_path / "out"
+    assert "none: no such folder" in refused(capsys, "--data", tmp_path / "none", "--out", out)
+    assert "openl3: no such folder" in refused(capsys, "--data", root, "--out", out, "--visual", "openl3")
+    assert "--device foo: not available" in refused(capsys, "--data", root, "--out", out, "--device", "foo")
+    for name in ("w2", "w3", "Ybbb_bb-bbb__0.000_4.000"):
+        (root / f"visual/resnet152/{name}.npy").unlink()
+    assert "resnet152: only one training clip" in refused(capsys, "--data", root, "--out", out)
+    assert not out.exists()
+    for flags in ("--runs 0", "--audio-epochs 0", "--audio-rates 0", "--seed -1", "--visual a/b", "--data="):
+        with pytest.raises(SystemExit) as stop:
+            run(*flags.split())
+        assert stop.value.code == 2
+
+
+def test_toy_data_are_the_default(tmp_path, monkeypatch, capsys, quick):
+    def make_toy(folder, kind):
+        assert kind == "tagging"
+        write_tiny(tmp_path / folder, streams=["openl3"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fayek2020.toy, "make_toy", make_toy)
+    run()
+    text = capsys.readouterr().out
+    assert "TOY DATA: these scores are not comparable with the paper" in text and "epoch 3/3 at rate 0.001" in text
+    config = json.loads((tmp_path / "runs/fayek2020-toy-tagging/run.json").read_text())
+    assert config["stream"] == "openl3" and config["audio"]["batch"] == 4
+
+
+def test_scores_by_hand_and_beside_scikit_learn():
+    parts = some_parts((3, 40, 60))
+    rng = np.random.default_rng(3)
+    outputs = {name: (rng.integers(0, 21, part.tags.shape) / 20).astype(np.float32) for name, part in parts.items()}
+    got, tags = fayek2020.score(parts, outputs), parts["public"].tags
+
+    def micro(part, threshold):
+        found, true = outputs[part].astype(float) > threshold, parts[part].tags
+        return 2 * np.sum(found & true) / (found.sum() + true.sum())
+
+    f1 = {threshold: micro("validation", threshold) for threshold in np.arange(1, 100) / 100}
+    assert got["threshold"] == max(f1, key=f1.get) and same(got["F1"], micro("public", got["threshold"]))
+    sklearn = pytest.importorskip("sklearn.metrics")
+    columns = list(zip(tags.T, outputs["public"].T))
+    assert same(got["mAP"], np.mean([sklearn.average_precision_score(t, s) for t, s in columns]))
+    assert same(got["mAUC"], np.mean([sklearn.roc_auc_score(t, s) for t, s in columns]))
+
+
+def test_the_papers_figures_stand_beside_those_on_audioset_alone():
+    scores = {"mAP": 0.5, "mAUC": 0.75, "F1": 0.625, "threshold": 0.3}
+    text = fayek2020.table_text([{"audio": scores, "attention, without n_av": scores}], on_audioset=True)
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1] == ["audio", "50.00", "75.00", "62.50"] and rows[2] == ["the", "paper:", "38.35", "97.12"]
+    assert rows[4] == ["the", "paper:", "40.84", "95.15"] and "cannot be compared" not in text
+
+
+def test_analysis_counts_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: None)
+    part = Part(4, list("abcd"), np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], bool), [])
+    part.present = np.array([True, False, True, True])
+    right = np.array([[0.9, 0.1, 0]] * 2 + [[0.1, 0.9, 0]] * 2)
+    wrong = right[::-1]  # both clips of a class come last, together: an average precision of 2 / 4
+    mixed = np.concatenate([right[:, :1], wrong[:, 1:]], 1)
+    attention = {"public": right, "audio_weight": np.array([[0.05, 1, 1], [1, 1, 1], [0, 0.6, 1], [0, 0.8, 1]])}
+    runs = [{"audio": {"public": wrong}, "visual": {"public": mixed}, "attention": attention}]
+    text = fayek2020.analyse(["A", "B", "C"], part, runs, tmp_path)
+    # A: vision is right, so there is no gain; weight 0.05. B: only attention is right, weight 0.7. C has no clip
+    assert [int(line.split()[-1]) for line in text.splitlines()] == [2, 1, 1, 1, 0, 0, 1, 1]
+    lines = (tmp_path / "analysis.tsv").read_text().splitlines()
+    assert lines[1].split() == ["A", "2", "0.5000", "1.0000", "1.0000", "0.0000", "0.0500"]
+    assert lines[2].split() == ["B", "2", "0.5000", "0.5000", "1.0000", "0.5000", "0.7000"]
+    assert lines[3].split() == ["C", "0", *5 * ["nan"]]
