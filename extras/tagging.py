@@ -45,12 +45,12 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; --data wants one with the sub-folders audio and metadata")
     classes, parts = read_parts(root, sound)
-    example = None
+    folder, example = root / "visual" / (visual or ""), None
+    stems = visual_stems(folder) if visual else set()
     for name, part in parts.items():
         part.audio = gather(f"{hear.__name__} of {name}", part.sounds, hear, cache, log)
         part.present, count = np.zeros(len(part.sounds), bool), ""
         if visual:
-            folder, stems = root / "visual" / visual, visual_stems(root / "visual" / visual)
             paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
             nothing = f"{folder}: no vectors of finite numbers for any clip of {name} with a label"
             if not any(paths):
