@@ -1490,9 +1490,10 @@ def tiny_config(root, **changes):
 
 @pytest.fixture
 def one_block(monkeypatch):
-    """Encoders and decoders of one block, to save time where a test is not about the network"""
+    """Encoders and decoders of one block, and two windows to tune, to save time where a test is not about those"""
     monkeypatch.setattr(avsed, "ENCODER_BLOCKS", 1)
     monkeypatch.setattr(avsed, "DECODER_BLOCKS", 1)
+    monkeypatch.setattr(metrics, "TUNING_WINDOWS", metrics.TUNING_WINDOWS[[0, 3]])
 
 
 def test_defaults_are_the_papers():

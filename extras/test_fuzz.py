@@ -377,7 +377,7 @@ KINDS = {  # name: (what makes a damaged file, what reads it, how many by defaul
     "cache": (make_cache, read_cache, 10),
     "model.pt": (make_model, read_model, 15),
     "model.pt of a run": (make_model, read_finished, 6),
-    "checkpoint.pt": (make_checkpoint, read_checkpoint, 4),
+    "checkpoint.pt": (make_checkpoint, read_checkpoint, 2),
     "metrics.json": (make_report, read_report, 20),
 }
 
