@@ -505,7 +505,7 @@ def mean_and_std(arrays, masks, chunk=256):
 
 
 def sound_blocks(path):
-    """Sound file -> yields its rate in Hz and ten seconds or fewer of it, (samples,) float32, channels averaged.
+    """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
 
     Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
     """
@@ -515,7 +515,7 @@ def sound_blocks(path):
                 raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
             n_read = 0
-            while len(block := file.read(CLIP_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
+            while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
                 n_read += len(block)
                 yield file.samplerate, block.mean(1)
             if is_cut(file, n_read):
