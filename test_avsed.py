@@ -891,7 +891,6 @@ def test_a_damaged_cache_is_named(tmp_path):
     features.load_dataset(root, ["openl3"], log=quiet)
 
 
-
 # --- metrics.py: tools of the tests ----------------------------------------------------------------------------------
 
 HOP = 8 * 313 / 16000  # seconds from one frame to the next
