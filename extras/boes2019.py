@@ -3,7 +3,7 @@
     python -m extras.boes2019                          the paper's best system on toy data, made on the spot
     python -m extras.boes2019 --data DIR               on the clips in DIR
     python -m extras.boes2019 --table [--data DIR]     Table 1: sixty systems, each some times over
-    python -m extras.boes2019 --attention CLIP         Figures 4 to 7: what a clip's sound attends to in its picture
+    python -m extras.boes2019 --attention CLIP         Figures 4 to 6: what a clip's sound attends to in its picture
 
 W. Boes, H. Van hamme. Audiovisual Transformer Architectures for Large-Scale Classification and Synchronization of
 Weakly Labeled Audio Events. ACM Multimedia 2019. To be read beside it: its section stands at each piece. How to lay out
@@ -30,13 +30,13 @@ from torch.nn import functional as F
 
 import features
 import metrics
-from avsed import DROPOUT, WIDTH, Attention, softmax  # 0.1, 128, three heads of 128 each: the same in the 2022 paper
+from avsed import DROPOUT, WIDTH, Attention, softmax  # 0.1, 128, three heads of 128 each, as in 2022
 from extras import embeddings, plots, tagging, toy
 from features import InputError, clock, one_line_errors, replacing
 
 STEPS, STEP = 10, 0.96  # windows in a clip of 10 s, whose last 0.4 s fill none; seconds (Boes 2019, Sec. 3.2.1)
 CENTRES = STEP * (np.arange(STEPS) + 0.5)  # 0.48, 1.44 ... 9.12 s: where the stills are taken (Boes 2019, Sec. 3.2.1)
-PICTURES = np.rint(CENTRES * embeddings.FRAME_RATE).astype(int)  # of a stream's 64 vectors, those nearest to them
+PICTURES = np.rint(CENTRES * embeddings.FRAME_RATE).astype(int)  # ours: of a stream's 64 vectors, those nearest to them
 BLOCKS = 3  # N, of the encoder and of the decoder (Boes 2019, Sec. 3.2.3)
 IMBALANCE = 5  # Boes 2019, Sec. 3.2.2
 BATCH = 40  # clips (Boes 2019, Sec. 3.2.2)
@@ -263,17 +263,19 @@ def train(config, data, device, log):
         for _ in range(config.batches):
             drawn = clips[draw_clips(rng, tags, BATCH)]
             first, second, targets = data.batch("training", config, drawn, device)
-            loss = cross_entropy(network(first, second), targets)
+            probabilities = network(first, second)
+            if not probabilities.isfinite().all():
+                raise FloatingPointError(f"{config.run}: no finite numbers in epoch {epoch}; try another --seed")
+            loss = cross_entropy(probabilities, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         probabilities, truth = predict(network, "validation", config, data, device)
         losses.append(cross_entropy(probabilities, truth).item())
-        if not np.isfinite(losses[-1]):
-            raise FloatingPointError(f"{config.run}: the loss is not finite after epoch {epoch}; try another --seed")
         states.append(copy.deepcopy(network.state_dict()))
         left = clock((time.monotonic() - started) / epoch * (config.epochs - epoch))
-        log(f"epoch  {epoch}/{config.epochs} | training {loss.item():.4f} | validation {losses[-1]:.4f} | {left} left")
+        terms = f"last batch {loss.item():.4f} | validation {losses[-1]:.4f}"
+        log(f"epoch  {epoch}/{config.epochs} | {terms} | {left} left")
         if should_stop(losses):
             log("       early stop: the validation loss is above those of the seven epochs before")
             break
@@ -309,13 +311,17 @@ def tune(tags, probabilities):
     return max(THRESHOLDS, key=lambda t: (metrics.clip_f1(tags, probabilities > t).micro, -abs(t - 0.5)))
 
 
-def complete_run(config, data, settings, out, device, log, keep=False):
+def complete_run(config, data, inputs, out, device, log, keep=False):
     """Train and score, unless that is done -> report: a dict with micro F1 on public. keep: keep the states too.
 
-    settings: what else a report must agree with to count as one of this run
+    inputs: "audio", "video" -> what stands for it, such as vggish and vgg16
     """
     report = out / f"{config.run}.json"
-    wanted = json.loads(json.dumps({"config": asdict(config), **settings}))
+    used = [[(part.filenames[i], part.tags[i].tolist()) for i in data.clips(name, config)]
+            for name, part in data.parts.items()]  # fmt: skip
+    wanted = {"config": asdict(config), "inputs": [inputs[config.first], inputs[config.second]],
+              "data": features.fingerprint((), data.classes, used)}  # fmt: skip
+    wanted = json.loads(json.dumps(wanted))
     if report.exists():
         try:
             found = json.loads(report.read_text(encoding="utf-8"))
@@ -334,6 +340,7 @@ def complete_run(config, data, settings, out, device, log, keep=False):
     f1 = metrics.clip_f1(tags, probabilities > threshold)
     found = {**wanted, "f1": f1.micro, "threshold": threshold, "losses": losses, "seconds": time.monotonic() - started}
     out.mkdir(parents=True, exist_ok=True)
+    report.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's
     if keep:
         with replacing(report.with_suffix(".pt")) as whole, open(whole, "wb") as file:
             torch.save(states, file)
@@ -370,7 +377,7 @@ def table_rows(base, without_video=False):
             yield [replace(config, all_clips=True) for config in row], figures[6:]
 
 
-def make_table(args, base, data, settings, out, device, log):
+def make_table(args, base, data, inputs, out, device, log):
     """Do the runs of Table 1 that are missing, then write and print the table"""
     rows = list(table_rows(base, any(not part.present.all() for part in data.parts.values())))
     seeds, started, n_done = range(args.seed, args.seed + args.runs), time.monotonic(), 0
@@ -378,7 +385,7 @@ def make_table(args, base, data, settings, out, device, log):
     f1 = {}
     for number, config in enumerate(todo, 1):
         n_done += not (out / f"{config.run}.json").exists()
-        f1[config] = complete_run(config, data, settings, out, device, log=lambda line: None)["f1"]
+        f1[config] = complete_run(config, data, inputs, out, device, log=lambda line: None)["f1"]
         left = clock((time.monotonic() - started) / max(n_done, 1) * (len(todo) - number))
         log(f"table  {number}/{len(todo)} | {config.run} | micro F1 {100 * f1[config]:.2f} | {left} left")
 
@@ -405,9 +412,8 @@ def make_table(args, base, data, settings, out, device, log):
 # --- attention (Sec. 4.2) ---------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def draw_attention(args, config, data, states, out, device, log):
-    """Write the picture of one clip: what one step of the second input attends to in the first (Sec. 4.2, Fig. 4-7)"""
+def find_clip(args, config, data):
+    """The clip whose picture is wanted -> name of its part, its index there, the file of its sound"""
     clip = Path(args.attention).name
     places = [(name, part.filenames.index(clip)) for name, part in data.parts.items() if clip in part.filenames]
     if not places:
@@ -415,24 +421,35 @@ def draw_attention(args, config, data, states, out, device, log):
     [(name, i), *_] = places
     if i not in data.clips(name, config):
         raise InputError(f"--attention {clip}: has no picture, and the network is one that looks; choose another clip")
-    network = make_network(config, data).to(device).eval()
-    network.load_state_dict(states[-1])  # ours: of the ensemble the last, since maps of several would blur
+    sound = next(Path(args.data, "audio").rglob(glob.escape(clip)), None)
+    if sound is None:
+        raise InputError(f"{args.data}/audio: {clip} is not there; the picture shows the clip's sound too")
+    return name, i, sound
+
+
+@torch.inference_mode()
+def draw_attention(args, config, data, place, out, device, log):
+    """Write the picture of one clip: what one step of the second input attends to in the first (Sec. 4.2, Fig. 4-7)"""
+    name, i, sound = place
+    network, path = make_network(config, data).to(device).eval(), out / f"{config.run}.pt"
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(states[-1])  # ours: of the ensemble the last, since maps of several would blur
+    except Exception:  # torch lets out a dozen kinds for damaged files
+        raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None
     first, second, _ = data.batch(name, config, np.array([i]), device)
     pooled, steps, maps = (v[0].cpu() for v in network(first, second, with_attention=True))
     likeliest = int(pooled.argmax())
     query = int(steps[:, likeliest].argmax()) if args.step is None else args.step  # ours: where its class is surest
-    sound = next(Path(args.data, "audio").rglob(glob.escape(clip)), None)
-    if sound is None:
-        raise InputError(f"{args.data}/audio: {clip} is not there; the picture shows the clip's sound too")
     shown = ()
-    if video := embeddings.find_video(Path(args.data, "video"), clip):
+    if video := embeddings.find_video(Path(args.data, "video"), sound.name):
         frames = embeddings.read_frames(*video)
         shown = frames[[min(k, len(frames) - 1) for k in PICTURES]]
-    path = out / f"{Path(clip).stem}-{config.run}-step{query}.png"
-    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{sound.stem}-{config.run}-step{query}.png"
     log_mel = features.log_mel(features.load_audio(sound)).numpy()
     plots.plot_synchronization(path, log_mel, shown, maps[-1].numpy(), query, config.second, config.first, STEP)
-    log(f"       {clip}, step {query} of {STEPS}, {data.classes[likeliest]} {steps[query, likeliest]:.2f}: {path}")
+    what = f"{data.classes[likeliest]} {steps[query, likeliest]:.2f}"
+    log(f"       {sound.name}, step {query} of {STEPS}, {what}: {path}")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -459,8 +476,12 @@ def parse_arguments(arguments):
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     add("--out", metavar="DIR", help="folder of runs, table, pictures and cache; default: runs/boes2019-DATA")
     args = parser.parse_args(arguments)
-    if args.data == "" or Path(args.visual or "x").name != (args.visual or "x"):
+    if args.data == "" or Path(args.visual or "x").name != (args.visual or "x") or args.visual == "..":
         parser.error("--data is the name of a folder, and --visual of one in DIR/visual, without slashes")
+    if args.table and (args.system or args.attention) or args.runs and not args.table:
+        parser.error("--table does all systems, without --system and --attention; --runs is for --table alone")
+    if args.step is not None and not args.attention:
+        parser.error("--step is of the clip that --attention names")
     for name, value in (PAPER if args.data else TOY).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -488,24 +509,23 @@ def run(args, log):
     root, out = Path(args.data), Path(args.out or f"runs/boes2019-{Path(args.data).resolve().name}")
     audio = args.audio or ("vggish" if (root / "sound/vggish").is_dir() else "log-mel")
     data = load_data(root, audio, visual, out / "cache", log)
-    contents = [(part.filenames, part.tags.tolist()) for part in data.parts.values()]
-    settings = {"inputs": [audio, visual], "data": features.fingerprint((), data.classes, contents)}
+    inputs = {"audio": audio, "video": visual}
     if args.table:
-        make_table(args, config, data, settings, out, device, log)
+        make_table(args, config, data, inputs, out, device, log)
         return
+    place = find_clip(args, config, data) if args.attention else None  # where there is none, stop before the work
     n_parameters = sum(p.numel() for p in make_network(config, data).parameters())
     log(f"model  {config.system} | {audio} {visual or ''} | {n_parameters / 1e6:.2f} M parameters")
-    report = complete_run(config, data, settings, out, device, log, keep=True)
+    report = complete_run(config, data, inputs, out, device, log, keep=True)
     log(f"public micro F1 {100 * report['f1']:.2f} | threshold {report['threshold']}, the best on validation | "
         f"{len(report['losses'])} epochs in {clock(report['seconds'])}")  # fmt: skip
-    if args.attention:
-        states = torch.load(out / f"{config.run}.pt", map_location="cpu", weights_only=True)
-        draw_attention(args, config, data, states, out, device, log)
+    if place:
+        draw_attention(args, config, data, place, out, device, log)
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with one_line_errors("the same command goes on with the runs that are left"):
+    with one_line_errors("the same command goes on after the last finished run"):
         run(args, lambda line: print(line, flush=True))
 
 

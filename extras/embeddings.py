@@ -197,7 +197,7 @@ def load_network(name, weights, device="cpu"):
     """
     networks = NETWORKS | SOUND_NETWORKS
     if name not in networks:
-        raise InputError(f"{name}: no such visual network; there are {', '.join(NETWORKS)}")
+        raise InputError(f"{name}: no such network; there are {', '.join(networks)}")
     make, wanted = networks[name]
     try:
         if zipfile.is_zipfile(weights):  # torch packs nothing, so what unpacks to more than the file would fill memory

@@ -114,7 +114,10 @@ def read_tags(path):
 
 
 def gather(label, paths, read, cache, log):
-    """read(path) of N clips, zeros where a path is None -> (N, ...), memory-mapped; from the cache once it is there"""
+    """read(path) of N clips, zeros where a path is None -> (N, ...), memory-mapped; from the cache once it is there.
+
+    The cache does not notice when `hear` or `see` is edited: delete it then.
+    """
     example = np.asarray(read(next(filter(None, paths))))
     there = [path for path in paths if path]
     names = [path and path.name for path in paths]

@@ -290,8 +290,8 @@ def test_the_loop(data, monkeypatch):
     first, fourth = (state["classifier.weight"] for state in again[::3])
     assert torch.equal(fourth, states[0]["classifier.weight"])  # same seed, same bits; the other three are gone
     assert not torch.equal(first, fourth) and not torch.equal(first, other[0]["classifier.weight"])
-    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="not finite after epoch 1"):
-        patch.setattr(boes2019, "cross_entropy", lambda p, t: p.sum() * math.nan)
+    data.parts["training"].audio[:] = math.nan
+    with pytest.raises(FloatingPointError, match="no finite numbers in epoch 1"):
         boes2019.train(config, data, CPU, quiet)
 
 
@@ -335,7 +335,7 @@ def test_the_threshold_is_chosen_on_validation(data, tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = boes2019.make_network(Config(), data).state_dict()
     monkeypatch.setattr(boes2019, "train", lambda *_: ([state], [1.0]))
-    report = boes2019.complete_run(Config(), data, {}, tmp_path, CPU, quiet)
+    report = boes2019.complete_run(Config(), data, {"audio": "log-mel", "video": "x"}, tmp_path, CPU, quiet)
     best = {}
     for name in ("validation", "public"):
         probabilities, tags = boes2019.ensemble([state], name, Config(), data, CPU)
@@ -372,13 +372,19 @@ def test_a_run_is_done_once(tmp_path, capsys, monkeypatch):
     text = command(capsys, *flags)
     assert "model  video-audio-video-mean-sigmoid | log-mel openl3 | " in text and "public micro F1 " in text
     report = json.loads((out / "video-audio-video-mean-sigmoid-0.json").read_text())
-    assert 0 <= report["f1"] <= 1 and len(report["losses"]) == 2 and report["inputs"] == ["log-mel", "openl3"]
+    assert 0 <= report["f1"] <= 1 and len(report["losses"]) == 2 and report["inputs"] == ["openl3", "log-mel"]
     assert len(torch.load(out / "video-audio-video-mean-sigmoid-0.pt", weights_only=True)) == 2
     with monkeypatch.context() as patch:
         patch.setattr(boes2019, "train", None)  # not called
         assert command(capsys, *flags).splitlines()[-1] == text.splitlines()[-1]
     assert "is of a run with another config; name another --out" in refused(capsys, *flags, "--epochs", 3)
     assert "sound/vggish: of 8 clips listed" in refused(capsys, *flags, "--audio", "vggish")
+    # other clips have video: another run
+    path = sorted((root / "visual/openl3").glob("w*"))[0]
+    vectors = path.read_bytes()
+    path.unlink()
+    assert "is of a run with another data; name another --out" in refused(capsys, *flags)
+    path.write_bytes(vectors)
     (out / "video-audio-video-mean-sigmoid-0.json").write_text("{")
     assert "was not written by this program; delete it" in refused(capsys, *flags)
     # sound alone: clips without video are as good as the others
@@ -407,6 +413,9 @@ def test_what_bad_input_gets(tmp_path, capsys):
         (("--seed", -1), "must be 0 or more"),
         (("--device", "nonsense"), "--device nonsense: not available"),
         (("--attention", "nobody.wav"), "no clip of this name is listed"),
+        (("--runs", 2), "--runs is for --table alone"),
+        (("--table", "--system", "video-video-none-max-sigmoid"), "--table does all systems"),
+        (("--step", 2), "--step is of the clip that --attention names"),
     ):
         assert message in refused(capsys, *flags, *more)
 
@@ -469,6 +478,8 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     inputs = data.batch("validation", config, np.array([place]), CPU)[:2]
     assert np.allclose(net(*inputs, with_attention=True)[2][0, -1].detach(), weights, atol=1e-6)
     assert "has no picture" in refused(capsys, *flags, "--attention", "v1.wav")
+    (out / "video-audio-none-mean-softmax-0.pt").write_bytes(b"PK")
+    assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v0.wav")
 
 
 def test_toy_data_by_default(tmp_path, capsys, monkeypatch):

@@ -356,7 +356,7 @@ def test_wrong_weights_get_one_sentence(name, wanted, tmp_path):
         assert "\n" not in str(error.value) and len(str(error.value)) < 500
     with pytest.raises(InputError, match=r"none\.pth: No such file or directory; .* wants"):
         embeddings.load_network(name, tmp_path / "none.pth")
-    with pytest.raises(InputError, match="no such visual network; there are openl3, vgg16, tce, resnet152"):
+    with pytest.raises(InputError, match="no such network; there are openl3, vgg16, tce, resnet152, vggish"):
         embeddings.load_network("vgg19", path)
 
 
