@@ -57,7 +57,7 @@ class Schedule:
 AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
 VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
 FUSION = Schedule(100, 256, (1e-2, 3e-3, 1e-3, 3e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-REGRESSION = replace(FUSION, l2=1e-5)  # Fayek 2020, Sec. 3.3
+REGRESSION = replace(FUSION, l2=1e-5)  # Fayek 2020, Sec. 3.3; ours: as Adam's weight decay, of the bias too
 
 
 # --- the two networks (Fayek 2020, Sec. 3.1, 3.2) --------------------------------------------------------------------
@@ -348,7 +348,8 @@ def complete_run(seed, parts, inputs, audio_schedule, bf16, ablations, out, devi
     for name, (*_, fusion) in (TABLE_2 | TABLE_4 if ablations else TABLE_2).items():
         if fusion:
             schedule = REGRESSION if name == "regression" else FUSION
-            systems[name] = outputs_of(name, builder(fusion), both, parts, with_video, schedule, seed, out, audio)
+            singles = audio, visual
+            systems[name] = outputs_of(name, builder(fusion), both, parts, with_video, schedule, seed, out, singles)
     return systems
 
 
@@ -357,22 +358,23 @@ def sound_alone(fused, audio, part):
     return np.where(part.present[:, None], fused, audio)
 
 
-def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=None):
+def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, singles=()):
     """Train a system and apply it to all clips, unless its file is there -> dict of part -> probabilities (N, C).
 
     The two networks are finished and fixed before fusion begins, which sees no more than this (Fayek 2020, Sec. 3.4).
-    audio: for fusion, the outputs of the audio network. Fusion by attention gives "audio_weight" too: alpha_a of the
-    public clips, (N, C)
+    singles: for fusion, the outputs of the audio and of the visual network. Fusion by attention gives "audio_weight"
+    too: alpha_a of the public clips, (N, C)
     """
+    fused = hashlib.sha256(b"".join(outputs[which].tobytes() for outputs in singles for which in parts)).hexdigest()
     path = out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
     checkpoint = path.with_suffix(".checkpoint") if name == "audio" else None  # the others are quick
     if not path.exists():
         network, best = train(name, build, inputs, parts, clips, schedule, seed, checkpoint)
-        arrays = {"rate": best["rate"], "epoch": best["epoch"]}
+        arrays = {"rate": best["rate"], "epoch": best["epoch"], "fused": fused}
         for which, part in parts.items():
             everything = np.arange(len(part.filenames))
             scores = predict(network, inputs, which, everything)
-            arrays[which] = sound_alone(scores, audio[which], part) if audio else scores
+            arrays[which] = sound_alone(scores, singles[0][which], part) if singles else scores
             arrays[f"{which} clips"] = part.filenames
         if isinstance(network, AttentionFusion):
             with torch.no_grad():
@@ -381,18 +383,19 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, audio=Non
         log(f"{name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    return read_outputs(path, parts)
+    return read_outputs(path, parts, fused)
 
 
-def read_outputs(path, parts):
-    """What outputs_of wrote; InputError unless it is of these clips"""
+def read_outputs(path, parts, fused):
+    """What outputs_of wrote; InputError unless it is of these clips and, for fusion, of these outputs"""
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = dict(file)
-        names = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
+        same = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
         found = [(stored[name], part) for name, part in parts.items()]
         found += [(stored["audio_weight"], parts["public"])] if "audio_weight" in stored else []
-        if not names or not all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found):
+        fits = all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found)
+        if not (same and fits and str(stored["fused"]) == fused):
             raise ValueError
     except Exception:  # numpy lets out a dozen kinds for damaged files
         raise InputError(f"{path}: not the outputs of this system for these clips; delete it") from None
@@ -409,7 +412,7 @@ def score(parts, outputs):
     """
     validated, scores = outputs["validation"].astype(np.float64), outputs["public"].astype(np.float64)
     f1 = [metrics.clip_f1(parts["validation"].tags, validated > threshold).micro for threshold in THRESHOLDS]
-    threshold, tags = float(THRESHOLDS[np.argmax(f1)]), parts["public"].tags
+    threshold, tags = float(THRESHOLDS[np.argmax(f1)]), parts["public"].tags  # ours: of equals the lowest
     return {
         "mAP": metrics.mean_average_precision(tags, scores),
         "mAUC": metrics.mean_auc(tags, scores),
@@ -442,7 +445,7 @@ def analyse(classes, part, runs, out):
     """Figures 2 to 4 (Fayek 2020, Sec. 5) of the public clips: analysis.tsv, analysis.png -> counts as text.
 
     By class, means over the runs: average precision of sound, vision and their fusion by attention, what fusion gains
-    over the better one, and alpha_a over the clips with video that hold the class; nan where there are none.
+    over the better one, and alpha_a over the clips (ours: with video) that hold the class; nan where there are none.
     """
 
     def precision(outputs, c):

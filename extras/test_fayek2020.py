@@ -526,6 +526,11 @@ def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys
     for content in bad.values():
         np.savez(out / "visual-0.npz", **content)
         assert f"{out}/visual-0.npz: not the outputs of this system for these clips; delete" in refused(capsys, *flags)
+    np.savez(out / "visual-0.npz", **good)
+    other = arrays(out / "audio-0.npz")
+    np.savez(out / "audio-0.npz", **{**other, "training": other["training"] / 2})
+    assert "regression-0.npz: not the outputs" in refused(capsys, *flags)  # what was fused is not there any more
+    np.savez(out / "audio-0.npz", **other)
     (out / "visual-0.npz").write_bytes(b"PK")
     assert "visual-0.npz: not the outputs" in refused(capsys, *flags)
     (out / "visual-0.npz").unlink()
