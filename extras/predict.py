@@ -307,6 +307,8 @@ def hear(trained, path, networks, stored, keep_log_mel=False):
         vectors = vectors_of_windows(path, [start / SAMPLE_RATE for start, _ in batch], networks, stored)
         part = windows_as_clips(path, log_mel, vectors, statistics)
         scores.append(train.predict(trained.student, trained.data, part, [weight], trained.device)[weight][0])
+        if not np.isfinite(scores[-1]).all():
+            raise FloatingPointError(f"{path}: the network makes no finite numbers of it; is its model.pt damaged?")
         if keep_log_mel:
             maps.append(log_mel.astype(np.float16))
         if first is None:

@@ -114,7 +114,7 @@ def damaged_object(rng, content):
         value, kind = box[key], rng.integers(6)
         if kind == 0:
             del box[key]
-        elif isinstance(value, torch.Tensor) and kind < 4 and 0 < value.ndim and value.numel() < 10**8:
+        elif isinstance(value, torch.Tensor) and kind < 4 and ordinary(value):
             shapes = [value[:1], value[..., :1], value.double(), value.half(), value[None], value.flatten()]
             others = [value * float("nan"), value.to(torch.complex64), value.expand(2, *value.shape), value.to("meta")]
             others += [value.to_sparse(), value.int(), -value.abs() - 1]
@@ -125,6 +125,11 @@ def damaged_object(rng, content):
             kinds |= {"long tensor": torch.ones(2), "wide tensor": torch.ones(1).expand(10**9)}
             box[key] = kinds.get(new, new) if isinstance(new, str) else new
     return content
+
+
+def ordinary(tensor):
+    """Not one that was damaged before, so that it can be once more"""
+    return tensor.layout is torch.strided and not tensor.is_meta and 0 < tensor.ndim and tensor.numel() < 10**8
 
 
 def copy_of(content):
