@@ -519,8 +519,9 @@ def run(args, log):
     n_parameters = sum(p.numel() for p in make_network(config, data).parameters())
     log(f"model  {config.system} | {audio} {visual or ''} | {n_parameters / 1e6:.2f} M parameters")
     report = complete_run(config, data, inputs, out, device, log, keep=True)
-    log(f"public micro F1 {100 * report['f1']:.2f} | mAP {100 * report['mAP']:.2f} | threshold {report['threshold']}, the "
-        f"best on validation | {len(report['losses'])} epochs in {clock(report['seconds'])}")  # fmt: skip
+    scores = f"micro F1 {100 * report['f1']:.2f} | mAP {100 * report['mAP']:.2f}"
+    tuned = f"threshold {report['threshold']}, the best on validation"
+    log(f"public {scores} | {tuned} | {len(report['losses'])} epochs in {clock(report['seconds'])}")
     if place:
         draw_attention(args, config, data, place, out, device, log)
 
