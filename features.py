@@ -21,6 +21,7 @@ C classes.
 
 import functools
 import hashlib
+import io
 import os
 import platform
 import re
@@ -31,6 +32,7 @@ import threading
 import time
 import uuid
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -635,6 +637,26 @@ def save_array(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
+
+
+def save_tensors(path, content):
+    """torch.save; the file appears only when complete"""
+    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+    torch.save(content, buffer)
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def load_tensors(path):
+    """torch.load on the CPU. Nothing in the file is executed, and it grows no larger than it is on disk.
+
+    Raises a dozen kinds of exceptions for damaged files, as torch does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch compresses nothing
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("compressed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager

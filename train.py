@@ -10,13 +10,11 @@ loop, tuning and scoring, the command. The README's section "To try something el
 
 import argparse
 import copy
-import io
 import json
 import math
 import os
 import sys
 import time
-import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -30,7 +28,7 @@ from torch.nn import functional as F
 import features
 import metrics
 from avsed import MultiEncoder
-from features import FRAME_HOP, InputError, first_line
+from features import FRAME_HOP, InputError, first_line, load_tensors, save_tensors
 
 LEARNING_RATE = 1e-3  # Boes 2022, Sec. 3.1.5
 LR_STEP = 10_000  # iterations (Boes 2022, Sec. 3.1.5)
@@ -54,6 +52,8 @@ TOY = {"epochs": 9, "batches": 40, "batch_size": (4, 6, 2)}  # ours: what two co
 # the scores of Boes 2022, Sec. 3.1.4, and what metrics.tune calls them
 SCORES = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
+# what comes of looking into a file that holds anything
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ def train(config, data, out, device, log, checkpoint=None):
                 "teacher": teacher.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            save(state | description(config, data), out / "checkpoint.pt")
+            save_tensors(out / "checkpoint.pt", state | description(config, data))
     return student
 
 
@@ -526,7 +526,7 @@ def score_run(student, config, data, out, device, log):
     report["scores"] = report["by_weight"][str(weight)]
     write_predictions(out, public, classes, *predicted[weight], tuned[weight])
     write_text(out / "metrics.json", json.dumps(without_tensors(report), indent=1))
-    save(report | {"weights": student.state_dict()}, out / "model.pt")  # last: it marks the run as finished
+    save_tensors(out / "model.pt", report | {"weights": student.state_dict()})  # last: it marks the run as finished
     return without_tensors(report)
 
 
@@ -589,21 +589,10 @@ class Log:
             self.lines = []
 
 
-def save(content, path):
-    """torch.save that leaves either the old file or the new one, never half of it"""
-    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
-    torch.save(content, buffer)
-    with features.replacing(path) as partial:
-        partial.write_bytes(buffer.getbuffer())
-
-
 def load(path, remedy="delete it and start again"):
-    """A file that `save` wrote, on the CPU. Nothing in it is executed, and it grows no larger than it is on disk."""
+    """A checkpoint or model.pt; InputError for what is neither"""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch compresses nothing
-            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                raise ValueError("compressed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except Exception as error:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: not a checkpoint of this program ({first_line(error)}); {remedy}") from None
 
@@ -761,7 +750,7 @@ def finished_report(out, config, data):
     report, _ = read_state(out / "model.pt", config, data)
     try:
         row(config, report)
-    except Exception:  # a foreign file may hold anything
+    except FOREIGN:
         raise InputError(f"{out}/model.pt: its scores are damaged; delete it and start again") from None
     return without_tensors(report) if report.get("streams") == list(data.visual_statistics) else None
 
@@ -781,7 +770,7 @@ def read_state(path, config, data):
         kept = "mel_statistics", "visual_statistics"
         if not differs and not same_form({name: state[name] for name in kept}, {name: now[name] for name in kept}):
             raise ValueError("statistics")
-    except Exception:  # a foreign file may hold anything
+    except FOREIGN:
         raise InputError(f"{path}: was not written by this program, or by an older version; delete it") from None
     if differs:
         raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")

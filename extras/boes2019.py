@@ -14,6 +14,7 @@ Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound), C cl
 
 import argparse
 import copy
+import functools
 import glob
 import json
 import statistics
@@ -163,7 +164,7 @@ def stills(vectors):
     return vectors[PICTURES]
 
 
-@dataclass
+@dataclass(eq=False)
 class Data:
     """Training, validation and public clips, and what their inputs are standardised with"""
 
@@ -175,6 +176,13 @@ class Data:
         """Indices of a part's clips to be used: those with video (Boes 2019, Sec. 3.1), or all of them"""
         part = self.parts[name]
         return np.arange(len(part.filenames)) if config.all_clips else np.flatnonzero(part.present)
+
+    @functools.cache  # the runs of a table are many
+    def identity(self, all_clips):
+        """Hash of the clips that are used, and their labels"""
+        masks = [(part, part.present | all_clips) for part in self.parts.values()]
+        used = [(np.array(part.filenames)[mask].tolist(), part.tags[mask].tolist()) for part, mask in masks]
+        return features.fingerprint((), self.classes, used)
 
     def batch(self, name, config, clips, device):
         """-> first and second input (B, 10, D) of a part's clips, standardised, and their tags (B, C) float"""
@@ -317,11 +325,8 @@ def complete_run(config, data, inputs, out, device, log, keep=False):
     inputs: "audio", "video" -> what stands for it, such as vggish and vgg16
     """
     report = out / f"{config.run}.json"
-    used = [[(part.filenames[i], part.tags[i].tolist()) for i in data.clips(name, config)]
-            for name, part in data.parts.items()]  # fmt: skip
-    wanted = {"config": asdict(config), "inputs": [inputs[config.first], inputs[config.second]],
-              "data": features.fingerprint((), data.classes, used)}  # fmt: skip
-    wanted = json.loads(json.dumps(wanted))
+    wanted = {"config": asdict(config), "inputs": [inputs[config.first], inputs[config.second]]}
+    wanted = json.loads(json.dumps(wanted | {"data": data.identity(config.all_clips)}))
     if report.exists():
         try:
             found = json.loads(report.read_text(encoding="utf-8"))
@@ -344,8 +349,7 @@ def complete_run(config, data, inputs, out, device, log, keep=False):
     out.mkdir(parents=True, exist_ok=True)
     report.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's
     if keep:
-        with replacing(report.with_suffix(".pt")) as whole, open(whole, "wb") as file:
-            torch.save(states, file)
+        features.save_tensors(report.with_suffix(".pt"), states)
     with replacing(report) as whole:
         whole.write_text(json.dumps(found), encoding="utf-8")
     return found
@@ -435,7 +439,7 @@ def draw_attention(args, config, data, place, out, device, log):
     name, i, sound = place
     network, path = make_network(config, data).to(device).eval(), out / f"{config.run}.pt"
     try:
-        states = torch.load(path, map_location="cpu", weights_only=True)
+        states = features.load_tensors(path)
         network.load_state_dict(states[-1])  # ours: of the ensemble the last, since maps of several would blur
     except Exception:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None

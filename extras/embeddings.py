@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import time
 import warnings
-import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError
-from features import fit_clip, read_mono, read_unlabelled, recording, replacing, save_array
+from features import fit_clip, load_tensors, read_mono, read_unlabelled, recording, replacing, save_array
 from features import choose_device, clock, cores, one_line_errors, show_progress
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
@@ -200,11 +199,7 @@ def load_network(name, weights, device="cpu"):
         raise InputError(f"{name}: no such network; there are {', '.join(networks)}")
     make, wanted = networks[name]
     try:
-        if zipfile.is_zipfile(weights):  # torch packs nothing, so what unpacks to more than the file would fill memory
-            with zipfile.ZipFile(weights) as archive:
-                if sum(record.file_size for record in archive.infolist()) > Path(weights).stat().st_size:
-                    raise ValueError("claims more than it holds")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = load_tensors(weights)
     except Exception as error:  # torch lets out a dozen kinds for files that are not its own
         reason = getattr(error, "strerror", None) or "not a file of tensors"
         raise InputError(f"{weights}: {reason}; {name} wants {wanted}") from None

@@ -300,7 +300,7 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
             took = features.clock(time.monotonic() - started)
             log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * mean_ap:.2f} | {took}")
             now = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            write(checkpoint, (number + 1, best, now))
+            features.save_tensors(checkpoint, (number + 1, best, now))
     network = build()
     network.load_state_dict(best.pop("weights"))
     return network, best
@@ -484,20 +484,18 @@ log = partial(print, flush=True)
 
 
 def write(path, content):
-    """Text, arrays by name or a checkpoint; the file appears only when complete"""
+    """Text or arrays by name; the file appears only when complete"""
     with features.replacing(path) as unfinished, open(unfinished, "wb") as file:
         if isinstance(content, str):
             file.write(f"{content}\n".encode())
-        elif path.suffix == ".npz":
-            np.savez(file, **content)
         else:
-            torch.save(content, file)
+            np.savez(file, **content)
 
 
 def load(path):
     """A checkpoint of `train`; nothing in it is executed"""
     try:
-        done, best, state = torch.load(path, map_location="cpu", weights_only=True)
+        done, best, state = features.load_tensors(path)
     except Exception:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: is not a checkpoint of this program; delete it and start again") from None
     return done, best, state

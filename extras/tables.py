@@ -22,7 +22,7 @@ from pathlib import Path
 import train
 from extras import plots, toy
 from features import InputError, clock, one_line_errors, read_partitions
-from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
+from train import FOREIGN, INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
 # evaluation data,) then mean and, but for Table 7, standard deviation of CBF1, SBF1, EBF1, PSDS1 and PSDS2
@@ -210,7 +210,7 @@ def check_report(report, path):
                     raise ValueError("a score")
         if report["scores"] != by_weight[str(report["infer_weight"])]:
             raise ValueError("two kinds of scores")
-    except Exception:  # a foreign file may hold anything
+    except FOREIGN:
         raise InputError(f"{path}: its scores are damaged; delete its folder, and the run is done again") from None
 
 
@@ -230,7 +230,7 @@ def write_results(out, log):
             cells = list(map(str, [path.parent.name, *words, report["infer_weight"], *scores]))
             if any(re.search(r"[\t\r\n]", cell) for cell in cells):
                 raise ValueError("a tab or line break")
-        except Exception:  # a foreign file may hold anything
+        except (InputError, *FOREIGN):
             log(f"note   {path}: is damaged or was not written by this program; left out of results.tsv")
             continue
         lines.append("\t".join(cells))

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import features
 import metrics
 from extras import fayek2020
 from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
@@ -478,16 +478,17 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
 def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):
     flags = ["--data", root, "--audio-epochs", 2, "--seed", 4, "--out"]
     run(*flags, tmp_path / "whole")
-    write, quick[:] = fayek2020.write, []
+    quick[:] = []
     for stop in ("audio-4.checkpoint", "audio-4.npz", "visual-4.npz", "MLP-4.npz", "results-4.json"):
 
-        def killed(path, content, stop=stop):
+        def killed(path, content, write, stop=stop):
             write(path, content)
             if path.name == stop:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
-            patch.setattr(fayek2020, "write", killed)
+            patch.setattr(fayek2020, "write", partial(killed, write=fayek2020.write))
+            patch.setattr(fayek2020.features, "save_tensors", partial(killed, write=fayek2020.features.save_tensors))
             run(*flags, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.checkpoint"))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
