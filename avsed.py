@@ -60,7 +60,7 @@ def softmax(scores):
 def relative_rows():
     """Row of the table of relative positions for each pair (query, key) of 64 frames and the token: (65, 65) int64.
 
-    Frames by their distance in time, across streams too: acoustic and visual frames share one grid to within 16 ms.
+    A pair of frames has the row of its distance in time. Acoustic and visual frames share one grid to within 16 ms.
     """
     index = torch.arange(FRAMES + 1)
     query, key = index[:, None], index[None, :]
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 def feed_forward(activation):
-    """Pre-norm feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones. ours: dropout after both"""
+    """Pre-norm feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones; dropout after either layer"""
     return nn.Sequential(
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, HIDDEN),

@@ -55,7 +55,7 @@ MEL_FLOOR = 1e-5  # ours: -100 dB, whatever the rest of the clip is like
 FRAMES = 64  # T: outputs of the network and visual vectors per clip (Boes 2022, Sec. 3.1.2)
 FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the network pools time by 8; not 10 s / 64
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
-RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change the section "audio"
+RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change how log-mel is made
 DAY = 86_400  # s: no recording is longer, so a later time is in other units, or damaged
 MACHINE = platform.node()  # the number of a process means nothing on another one
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
@@ -94,7 +94,7 @@ def read_mono(path):
 
 
 def read_waveform(path):
-    """The same (samples,) float32 with its peak at 1 (Boes 2022, Sec. 3.1.2)"""
+    """What read_mono returns, as float32 and with its peak at 1 (Boes 2022, Sec. 3.1.2)"""
     mono = read_mono(path)
     peak = np.abs(mono).max()
     return (mono / peak if peak > 0 else mono).astype(np.float32)
@@ -184,7 +184,7 @@ def check_filename(place, name):
 def read_strong(path, classes=None, of_system=False):
     """Table of events -> filenames (each once, in order), events (filename, onset, offset, event_label) in seconds.
 
-    A row with an empty label is a clip without events. Times may overlap, repeat, or pass the clip's end.
+    A row with nothing but a file name is a clip without events. Times may overlap, repeat, or pass the clip's end.
     classes: where given, no other label may occur. of_system: a table to be scored, not one of a data set: events of
     length 0 and file names with folders may occur.
     """
@@ -197,7 +197,7 @@ def read_strong(path, classes=None, of_system=False):
             start, end = number(onset), number(offset)
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
-        if not (0 <= start < end <= DAY or (of_system and 0 <= start == end <= DAY)):
+        if not (0 <= start <= end <= DAY and (start < end or of_system)):
             times = f"0 <= onset < offset, here {onset} and {offset}, in seconds and within a day"
             raise InputError(f"{place}: an event needs {times}; correct or delete the row")
         if not label:
@@ -275,6 +275,11 @@ class Partition:
     def __len__(self):
         return len(self.filenames)
 
+    @property
+    def seconds(self):
+        """Duration of each clip: dict of filename -> seconds"""
+        return dict(zip(self.filenames, self.durations.tolist()))
+
 
 @dataclass
 class DataSet:
@@ -303,6 +308,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
     Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
+    if "log-mel" in visual:
+        raise InputError(f"{root}/visual/log-mel: a visual stream cannot have this name; rename it")
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
@@ -323,7 +330,8 @@ def load_dataset(root, visual=(), cache=None, log=print):
         keys += [add_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
         if not any(partitions[name].present[stream].any() for name in TRAINING):
             raise InputError(f"{folder}: the vectors of all training clips hold values that are not finite; redo them")
-    return DataSet(classes, partitions, *statistics(partitions, visual, cache, fingerprint((), keys)))
+    key = fingerprint((), keys, STD_FLOOR, TRAINING)
+    return DataSet(classes, partitions, *statistics(partitions, visual, cache, key))
 
 
 def read_metadata(root):
@@ -331,7 +339,8 @@ def read_metadata(root):
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; a data set has sub-folders audio and metadata (README, 'Real data')")
     # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
-    metadata = root / "metadata" if (root / "metadata").is_dir() else root
+    alone = (root / "train").is_dir() and not (root / "metadata").is_dir()
+    metadata = root if alone else root / "metadata"
     tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
     listed, events = {}, {}
     listed["strong"], events["strong"] = read_strong(tables["strong"])
@@ -355,11 +364,11 @@ def read_partitions(root):
         on_disk = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
         part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
         part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
-        labels = {f: set(listed["weak"][f]) if name == "weak" else set() for f in part.filenames}
+        labels = listed["weak"] if name == "weak" else {f: set() for f in part.filenames}
         for filename, _, _, label in part.events:
             labels[filename].add(label)
         if name != "unlabelled":
-            part.tags = np.array([[c in tags for c in classes] for tags in labels.values()], bool)
+            part.tags = np.array([[c in labels[f] for c in classes] for f in part.filenames], bool)
         if name == "strong":
             part.frames = frame_targets(part.filenames, part.events, classes)
         partitions[name] = part
@@ -383,8 +392,6 @@ def drop_tested_clips(partitions, log):
 
 def visual_stems(folder):
     """Names (without .npy) of the clips that have a visual stream"""
-    if folder.name == "log-mel":
-        raise InputError(f"{folder}: a visual stream cannot have the name of what is heard; rename the folder")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip")
     return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
@@ -672,8 +679,8 @@ def one_line_errors(hint):
         yield
         sys.stdout.flush()
     except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's word for MemoryError
-            raise
+        if isinstance(error, RuntimeError) and not re.search("(out of|not enough|allocate) memory", str(error)):
+            raise  # a fault of the program, where torch's word for MemoryError is not in it
         if isinstance(error, BrokenPipeError):  # else Python would complain once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)

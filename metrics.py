@@ -30,7 +30,7 @@ THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
 TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 frames
 CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
-MANY_PAIRS = 30_000_000  # of events that begin together, some 100 bytes each: more are not looked at
+MANY_PAIRS = 30_000_000  # of events that begin together, some 100 bytes each: more are refused
 SLACK = 1e-3  # s: more than rounding takes away, see _on_one_axis
 
 
@@ -346,36 +346,30 @@ def psds_from_scores(
 ):  # fmt: skip
     """PSDS of the events that scores_to_events finds at each of the thresholds.
 
-    scores: (N, T, C); frame_hop: seconds; window: odd number of frames or (C,); the rest as for `psds`.
+    scores: (N, T, C); frame_hop: seconds; window: odd number of frames or (C,); thresholds: None for all that make a
+    difference, see exact_psds_from_scores; the rest as for `psds`.
     equals: psds(ground_truth, [scores_to_events(scores, .., threshold, window, ..) for threshold in thresholds], ..)
     """
     scores, window = _checked(scores, filenames, classes), _per_class(window, len(classes))
-    thresholds = np.unique(np.asarray(thresholds, dtype=np.float64))
     truth, seconds = _Truth(ground_truth, durations, classes, filenames), _seconds(filenames, durations)
     peaks, curves = scores.max(axis=1), []
     for c in range(len(classes)):
-        det = _events_of_all_thresholds(*_levels(scores, peaks, c, thresholds), window[c], frame_hop, seconds)
-        curves.append(_curve(det, c, len(thresholds), truth, max_efpr=max_efpr, **criteria))
+        if thresholds is None:  # score > threshold then means score >= value, for every value of the class
+            points = np.append(-np.inf, np.unique(scores[:, :, c].astype(np.float64))[:-1])
+        else:
+            points = np.unique(np.asarray(thresholds, dtype=np.float64))
+        det = _events_of_all_thresholds(*_levels(scores, peaks, c, points), window[c], frame_hop, seconds)
+        curves.append(_curve(det, c, len(points), truth, max_efpr=max_efpr, **criteria))
     return _area(curves, alpha_st, max_efpr)
 
 
-def exact_psds_from_scores(
-    scores, filenames, ground_truth, durations, classes, frame_hop, window=1, *, alpha_st, max_efpr, **criteria
-):
+def exact_psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window=1, **criteria):
     """psds_from_scores with every threshold that makes a difference: each class has all its scores as thresholds.
 
     As sed_scores_eval, which rounds to 6 decimals, so that ties may differ. ours: a number of its own, never to be
     compared with the PSDS of 50 thresholds.
     """
-    scores, window = _checked(scores, filenames, classes), _per_class(window, len(classes))
-    truth, seconds = _Truth(ground_truth, durations, classes, filenames), _seconds(filenames, durations)
-    peaks, curves = scores.max(axis=1), []
-    for c in range(len(classes)):
-        # score > threshold then means score >= value, for every value
-        thresholds = np.append(-np.inf, np.unique(scores[:, :, c].astype(np.float64))[:-1])
-        det = _events_of_all_thresholds(*_levels(scores, peaks, c, thresholds), window[c], frame_hop, seconds)
-        curves.append(_curve(det, c, len(thresholds), truth, max_efpr=max_efpr, **criteria))
-    return _area(curves, alpha_st, max_efpr)
+    return psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window, None, **criteria)
 
 
 # --- tables of events -------------------------------------------------------------------------------------------------
@@ -516,15 +510,16 @@ def _events_of_all_thresholds(clips, level, window, frame_hop, seconds):
     return _Table(file, times[begin], np.minimum(times[end], seconds[file]), first, height[lowest].astype(np.int64))
 
 
-def _nearest_to_the_left(height, passes):
-    """For each run above 0, the index of the nearest one to its left that it does not pass.
+def _nearest_to_the_left(height, looks_past):
+    """For each run above 0, the index of the nearest one to its left that it does not look past.
 
-    All at once: what passes its neighbour jumps to where that neighbour looks, and so on, until nobody passes.
+    looks_past: np.greater, higher ones; np.greater_equal, also those of its own height
+    All at once: a run that looks past another looks where that one looks, and so on, until none has to.
     """
     nearest = np.arange(len(height)) - 1
     todo = np.flatnonzero(height)
     while len(todo):
-        todo = todo[passes(height[nearest[todo]], height[todo])]
+        todo = todo[looks_past(height[nearest[todo]], height[todo])]
         nearest[todo] = nearest[nearest[todo]]
     return nearest
 
@@ -663,6 +658,8 @@ def _curve(
     det: its detections at K operating points. What a detection is (DTC, false positive, cross-trigger) does not depend
     on the others, so it is found out once, and counts wherever the detection exists.
     """
+    if ct_divisor not in ("C-1", "C"):
+        raise ValueError(f"ct_divisor {ct_divisor!r}: needs 'C-1' or 'C'")
     if truth.n_events[c] == 0:
         return None
     C, length = len(truth.n_events), det.offset - det.onset
@@ -687,7 +684,7 @@ def _curve(
         rate = 3600 / truth.seconds[k]  # per hour of ground truth of class k
         ctr = _alive(failing.first[d], failing.stop[d], K, rate)
         n_classes = np.count_nonzero(truth.n_events)
-        efpr = fpr + alpha_ct * ctr / {"C-1": max(n_classes - 1, 1), "C": n_classes}[ct_divisor]
+        efpr = fpr + alpha_ct * ctr / (max(n_classes - 1, 1) if ct_divisor == "C-1" else n_classes)
 
     order = np.lexsort((-n_tp, efpr))
     order = order[efpr[order] <= max_efpr]
@@ -753,7 +750,7 @@ def tune_by_definition(scores, filenames, ground_truth, durations, classes, fram
     for c, label in enumerate(classes):
         truth, tried = [event for event in ground_truth if event[3] == label], []
         for window in TUNING_WINDOWS:
-            for threshold in sorted(TUNING_THRESHOLDS, key=lambda x: round(abs(x - 0.5), 6)):
+            for threshold in sorted(TUNING_THRESHOLDS, key=lambda x: round(abs(x - 0.5), 6)):  # 0.4 is as near as 0.6
                 found = scores_to_events(
                     scores[:, :, c : c + 1], filenames, [label], threshold, window, frame_hop, durations
                 )

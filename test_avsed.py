@@ -741,7 +741,7 @@ def test_odd_but_harmless_folders(tmp_path):
     assert data.partitions["weak"].filenames[-1] == "w2.wav"
     assert data.partitions["weak"].tags.tolist() == [[True, True], [True, False], [False, True]]
     (root / "visual/openl3").rename(root / "visual/log-mel")
-    with pytest.raises(features.InputError, match="visual/log-mel: a visual stream cannot have the name"):
+    with pytest.raises(features.InputError, match="visual/log-mel: a visual stream cannot have this name"):
         features.load_dataset(root, ["log-mel"], log=quiet)
     (root / "visual/log-mel").rename(root / "visual/other")
     renamed = features.load_dataset(root, ["other"], log=quiet)
@@ -802,6 +802,8 @@ def test_cache_is_reused_and_rebuilt(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "RECIPE", "another")
     load().partitions["weak"].log_mel[:] = 0
     assert len(decoded) == 20 and load().partitions["weak"].log_mel.any()  # nothing writes through to the file
+    monkeypatch.setattr(features, "STD_FLOOR", 100.0)
+    assert (load().mel_statistics[1] == 100).all() and not decoded
 
 
 def test_cache_appears_only_when_complete(tmp_path, monkeypatch):
@@ -858,8 +860,9 @@ def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
             raise error
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
-    with pytest.raises(RuntimeError, match="of ours"), features.one_line_errors("hint"):
-        raise RuntimeError("of ours")  # a mistake of the program keeps its traceback
+    for mistake in ("of ours", "some elements refer to a single memory location"):  # keeps its traceback
+        with pytest.raises(RuntimeError, match=mistake), features.one_line_errors("hint"):
+            raise RuntimeError(mistake)
     with pytest.raises(SystemExit, match="interrupted; hint"), features.one_line_errors("hint"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
@@ -1210,8 +1213,9 @@ def test_what_psds_changes_or_ignores_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # touching and identical ones are taken as they are
         psds(events((1, 2), (2, 3), (1, 2)), [(1, 2), (1, 2), (2, 3)])
-    with pytest.raises(KeyError):
-        psds(events(*REF), TWO, ct_divisor="c")
+    for alpha_ct in (0.0, 0.5):
+        with pytest.raises(ValueError, match="ct_divisor 'c': needs 'C-1' or 'C'"):
+            metrics.psds(events(*REF), [], {"a": 10.0}, ["A"], **CROSS | {"alpha_ct": alpha_ct}, ct_divisor="c")
 
 
 @pytest.mark.parametrize("start", range(0, 400, 100))
@@ -1540,13 +1544,13 @@ def test_bad_flags_get_code_2(capsys):
 
 def test_a_gpu_is_always_numbered(monkeypatch):
     monkeypatch.setattr(features, "choose_device", torch.device)  # without asking whether it is there
-    assert train.choose_device("cuda", "tf32") == torch.device("cuda", 0)  # a plain "cuda" is not enough for torch
-    assert train.choose_device("cuda:1", "fp32") == torch.device("cuda", 1)
-    assert train.choose_device("mps", "fp32").type == "mps"
+    assert train.device_of_rank("cuda", "tf32") == torch.device("cuda", 0)  # a plain "cuda" is not enough for torch
+    assert train.device_of_rank("cuda:1", "fp32") == torch.device("cuda", 1)
+    assert train.device_of_rank("mps", "fp32").type == "mps"
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(train, "RANKS", 4)
-    assert train.choose_device("cuda", "fp32") == torch.device("cuda", 3)
-    assert train.choose_device("mps", "fp32").type == "cpu"  # ranks cannot talk from other devices
+    assert train.device_of_rank("cuda", "fp32") == torch.device("cuda", 3)
+    assert train.device_of_rank("mps", "fp32").type == "cpu"  # ranks cannot talk from other devices
 
 
 # --- train.py: the batch of an iteration (Boes 2022, Sec. 3.1.5) -----------------------------------------------------
@@ -2231,6 +2235,24 @@ def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, one_
         torch.save(content, path)
         with pytest.raises(features.InputError, match=f"checkpoint.pt: .*{message}"):
             train.restore(tmp_path, train.read_state(path, config, data)[0], *parts, 2)
+    scores = {"PSDS2": 0.1, "PSDS1": 0.2, "EBF1": None, "SBF1": 0.3, "CBF1": 0.4}  # in another order
+    report = train.description(config, data) | {"infer_weight": 1.0, "streams": ["openl3"]}
+    for name in (None, *scores):  # none is missing, then one after the other
+        kept = {key: score for key, score in scores.items() if key != name}
+        torch.save(report | {"scores": {"public": kept}}, tmp_path / "model.pt")
+        if name is None:
+            finished = train.finished_report(tmp_path, config, data)
+            assert train.row(config, finished).split()[-5:] == ["40.00", "30.00", "-", "0.2000", "0.1000"]
+        else:
+            with pytest.raises(features.InputError, match="model.pt: its scores are damaged"):
+                train.finished_report(tmp_path, config, data)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PermissionError):  # no reason to delete it
+
+        def denied(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        patch.setattr(train, "load_tensors", denied)
+        train.load(path)
 
 
 # --- the house -------------------------------------------------------------------------------------------------------

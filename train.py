@@ -52,7 +52,7 @@ TOY = {"epochs": 9, "batches": 40, "batch_size": (4, 6, 2)}  # ours: what two co
 # the scores of Boes 2022, Sec. 3.1.4, and what metrics.tune calls them
 SCORES = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
-# what comes of looking into a file that holds anything
+# what may be raised where the contents of a foreign file are taken apart
 FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
@@ -78,9 +78,9 @@ class Config:
 
 # --- the batch of an iteration ---------------------------------------------------------------------------------------
 # Every random choice about the batch of iteration t is a function of the seed and t alone, and dropout is seeded anew
-# with each epoch. So --resume continues with the same batches though the checkpoint holds no more than the number of
-# epochs done, and the ranks of a data-parallel run agree without talking. The second number of each seed says what it
-# is for: 0 to 2 the order of a label group, 3 the batch, 4 dropout.
+# with each epoch. So --resume continues with the same batches though a checkpoint holds the state of no random
+# generator, only the number of epochs done, and the ranks of a data-parallel run agree without talking. The second
+# number of each seed says what it is for: 0 to 2 the order of a label group, 3 the batch, 4 dropout.
 
 
 @dataclass
@@ -90,8 +90,8 @@ class Clips:
     log_mel: list  # (N, 512, 64)
     visual: dict  # stream -> list of (N, 64, D)
     present: dict  # stream -> list of (N,) bool, numpy
-    frames: torch.Tensor  # (N strong, 64, C) bool: targets
-    tags: torch.Tensor  # (N weak, C) bool: targets
+    strong: torch.Tensor  # (N strong, 64, C) bool: targets of the strong clips
+    weak: torch.Tensor  # (N weak, C) bool: targets of the weak clips
     statistics: dict  # "log-mel" or stream -> (mean, std)
     device: torch.device  # where batches are put
 
@@ -118,13 +118,13 @@ def load_clips(data, visual, device):
     place = device if fits else torch.device("cpu")
     tensors = {name: [torch.from_numpy(array).to(place) for array in group] for name, group in arrays.items()}
     return Clips(
-        tensors.pop("log-mel"),
-        tensors,
-        {stream: [part.present[stream] for part in parts] for stream in visual},
-        torch.from_numpy(parts[0].frames).to(place),
-        torch.from_numpy(parts[1].tags).to(place),
-        statistics_on(device, data),
-        device,
+        log_mel=tensors.pop("log-mel"),
+        visual=tensors,
+        present={stream: [part.present[stream] for part in parts] for stream in visual},
+        strong=torch.from_numpy(parts[0].frames).to(place),
+        weak=torch.from_numpy(parts[1].tags).to(place),
+        statistics=statistics_on(device, data),
+        device=device,
     )
 
 
@@ -162,8 +162,8 @@ def training_batch(clips, config, t):
             stream: torch.from_numpy(np.concatenate([array[picked] for array, (picked, _, _) in zip(have, groups)]))
             for stream, have in clips.present.items()
         },
-        strong=mix(clips.frames, *groups[0], clips.device),
-        weak=mix(clips.tags, *groups[1], clips.device),
+        strong=mix(clips.strong, *groups[0], clips.device),
+        weak=mix(clips.weak, *groups[1], clips.device),
         audio_weight=audio_weight,
     )
 
@@ -186,7 +186,7 @@ def mixup_partners(rng, n, present):
     with video is never mixed with one without.
     """
     partners = np.arange(n)
-    streams = np.array([np.zeros(n, bool), *present]).T  # (n, E): which ones each clip has; the first is for no stream
+    streams = np.array([np.ones(n, bool), *present]).T  # (n, E): which ones each clip has, the first is sound
     for kind in np.unique(streams, axis=0):
         members = np.flatnonzero((streams == kind).all(axis=1))
         partners[members] = rng.permutation(members)
@@ -296,7 +296,7 @@ def start(config, data, device):
         cpu.keep_freed_memory()
     student = student.to(device, memory_format=torch.channels_last).train()  # speed: the CNN likes channels last
     teacher = copy.deepcopy(student).requires_grad_(False)  # ours: a copy, not random weights of its own
-    for p in student.parameters():
+    for p in student.parameters():  # those of an encoder that no clip uses keep gradient 0, see training_step
         p.grad = torch.zeros_like(p)
     optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
     return student, teacher, optimizer
@@ -312,6 +312,7 @@ def train(config, data, out, device, log, checkpoint=None):
         first = restore(out, checkpoint, student, teacher, optimizer, config.epochs)
         log(f"       continuing after epoch {first} of {config.epochs}")
     clips = load_clips(data, config.visual, device)
+    described = description(config, data)
     started = shown = time.monotonic()
     for epoch in range(first, config.epochs):
         torch.manual_seed(np.random.default_rng([config.seed, 4, epoch, RANK]).integers(2**63))  # for dropout
@@ -322,7 +323,7 @@ def train(config, data, out, device, log, checkpoint=None):
             pace = (time.monotonic() - started) / (t + 1 - first * config.batches)  # seconds per iteration
             if log.live and time.monotonic() - shown > 1:
                 shown = time.monotonic()
-                print(f"\r{progress_line(config, t, losses[-1].tolist(), pace)}", end="\r", flush=True)
+                print(progress_line(config, t, losses[-1].tolist(), pace), end="   \r", flush=True)
         terms = torch.stack(losses) / RANKS
         if RANKS > 1:  # each rank has seen the losses of its own share
             dist.all_reduce(terms)
@@ -337,7 +338,7 @@ def train(config, data, out, device, log, checkpoint=None):
                 "teacher": teacher.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            save_tensors(out / "checkpoint.pt", state | description(config, data))
+            save_tensors(out / "checkpoint.pt", state | described)
     return student
 
 
@@ -356,7 +357,7 @@ def description(config, data):
 
 def restore(out, checkpoint, student, teacher, optimizer, epochs):
     """Put an interrupted run back as it was at its last checkpoint -> number of epochs done"""
-    optimizer.step()  # of gradients of zero: this changes nothing, but gives its state the form of a saved one
+    optimizer.step()  # gives its state the form of a saved one; what it changes is replaced below
     parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
     wanted = {"epoch": 0} | {name: part.state_dict() for name, part in parts.items()}
     found = {name: checkpoint.get(name) for name in wanted}
@@ -406,6 +407,7 @@ def check_finite(terms, first):
 def valid_line(student, data, config, epoch, device):
     """How the student does on validation so far: threshold 0.5, no filter; only to watch, nothing is chosen by it"""
     part, n_classes = data.partitions["validation"], len(data.classes)
+    # ours: the weight that the paper chose for most of its systems (Tables 5, 6, 8)
     weight = INFER_WEIGHTS[-1] if config.infer_weight == "auto" else config.infer_weight
     frame_scores, clip_scores = predict(student, data, part, [weight], device)[weight]
     untuned = dict.fromkeys(SCORES, (np.full(n_classes, 0.5), np.ones(n_classes, int)))
@@ -439,31 +441,39 @@ def predict(student, data, part, audio_weights, device, size=32):
 
 def tune_each_score(part, classes, frame_scores, clip_scores):
     """Thresholds and windows by class, anew for each score (Boes 2022, Sec. 3.1.3) -> dict of score -> ((C,), (C,))"""
-    durations = dict(zip(part.filenames, part.durations.tolist()))
     return {
         name: metrics.tune(
             clip_scores if name == "CBF1" else frame_scores,
-            part.filenames, part.events, durations, classes, FRAME_HOP, metric,
+            part.filenames, part.events, part.seconds, classes, FRAME_HOP, metric,
         )
         for name, metric in SCORES.items()
     }  # fmt: skip
 
 
+def events_of(part, classes, frame_scores, threshold, window):
+    """Frame scores of a partition (N, 64, C) -> events, with thresholds and windows by class"""
+    return metrics.scores_to_events(frame_scores, part.filenames, classes, threshold, window, FRAME_HOP, part.seconds)
+
+
+def tags_of(clip_scores, threshold):
+    """Clip scores (N, C) -> tags (N, C) bool, with thresholds by class. In float64, as all scores are compared"""
+    return clip_scores.astype(np.float64) > threshold
+
+
 def evaluate(part, classes, frame_scores, clip_scores, tuned):
     """The scores of Boes 2022, Sec. 3.1.4, each with its own thresholds and windows -> dict of score -> number"""
-    durations = dict(zip(part.filenames, part.durations.tolist()))
 
     def events(name):
-        return metrics.scores_to_events(frame_scores, part.filenames, classes, *tuned[name], FRAME_HOP, durations)
+        return events_of(part, classes, frame_scores, *tuned[name])
 
     def psds(name, criteria):
         window = tuned[name][1]
         return metrics.psds_from_scores(
-            frame_scores, part.filenames, part.events, durations, classes, FRAME_HOP, window, **criteria
+            frame_scores, part.filenames, part.events, part.seconds, classes, FRAME_HOP, window, **criteria
         )
 
     return {
-        "CBF1": metrics.clip_f1(part.tags, clip_scores.astype(np.float64) > tuned["CBF1"][0]).micro,
+        "CBF1": metrics.clip_f1(part.tags, tags_of(clip_scores, tuned["CBF1"][0])).micro,
         "SBF1": metrics.segment_f1(part.events, events("SBF1"), classes).micro,
         "EBF1": metrics.event_f1(part.events, events("EBF1"), classes).macro,
         "PSDS1": psds("PSDS1", metrics.PSDS1),
@@ -474,7 +484,8 @@ def evaluate(part, classes, frame_scores, clip_scores, tuned):
 def evaluate_public(data, frame_scores, clip_scores, tuned):
     """Public evaluation as a whole, and split by availability of video (Boes 2022, Table 7) -> dict of part -> scores
 
-    ours: a clip has video if it has any of the visual streams that were loaded; thresholds are the same for all parts.
+    ours: a clip has video if it has any of the visual streams that were loaded (those of all its systems, where
+    extras/tables fills a table); thresholds are the same for all parts.
     """
     public = data.partitions["public"]
     parts = {"public": evaluate(public, data.classes, frame_scores, clip_scores, tuned)}
@@ -547,17 +558,14 @@ def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
     predictions.tsv: for EBF1; predictions_SBF1.tsv; predictions_CBF1.tsv: clip labels; predictions_PSDS1.tsv and
     predictions_PSDS2.tsv: the events at all 50 operating points, with the threshold as last column
     """
-    durations = dict(zip(part.filenames, part.durations.tolist()))
 
     def events(threshold, window):
-        return metrics.scores_to_events(
-            frame_scores, part.filenames, classes, threshold, window, FRAME_HOP, durations
-        )
+        return events_of(part, classes, frame_scores, threshold, window)
 
     features.write_events(out / "predictions.tsv", events(*tuned["EBF1"]))
     features.write_events(out / "predictions_SBF1.tsv", events(*tuned["SBF1"]))
     lines = ["filename\tevent_labels"]
-    for name, active in zip(part.filenames, clip_scores.astype(np.float64) > tuned["CBF1"][0]):
+    for name, active in zip(part.filenames, tags_of(clip_scores, tuned["CBF1"][0])):
         lines.append(f"{name}\t{','.join(label for label, on in zip(classes, active) if on)}")
     write_text(out / "predictions_CBF1.tsv", "\n".join(lines))
     for name in ("PSDS1", "PSDS2"):
@@ -593,6 +601,8 @@ def load(path, remedy="delete it and start again"):
     """A checkpoint or model.pt; InputError for what is neither"""
     try:
         return load_tensors(path)
+    except PermissionError:
+        raise
     except Exception as error:  # torch lets out a dozen kinds for damaged files
         raise InputError(f"{path}: not a checkpoint of this program ({first_line(error)}); {remedy}") from None
 
@@ -606,7 +616,7 @@ def write_text(path, text):
 def claimed(folder, wait=False):
     """True while this process alone works in the folder. A claim ends with its process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"claim{RANK or ''}", "a") as file:  # as a link it may lead elsewhere: nothing there is changed
+    with open(folder / f"claim{RANK or ''}", "a") as file:  # "a": it may be a link to a file, which must not be emptied
         try:
             import fcntl
 
@@ -623,7 +633,7 @@ def weight_or(word):
     """Type of a flag that takes an acoustic weight in (0, 1] or one word"""
 
     def parse(text):
-        if text != word and not 1e-6 <= features.number(text) <= 1:  # less is no number any more beside others
+        if text != word and not 1e-6 <= features.number(text) <= 1:  # a smaller one vanishes beside 1 in float32
             raise ValueError
         return text if text == word else float(text)
 
@@ -670,7 +680,7 @@ def parse_arguments(arguments):
     return args  # fmt: skip
 
 
-def choose_device(name, precision):
+def device_of_rank(name, precision):
     """cpu, cuda, mps or auto; of a data-parallel run, each rank has a GPU of its own, or all have the CPU"""
     device = features.choose_device(name)
     if precision == "tf32" and device.type != "cuda":
@@ -749,7 +759,7 @@ def finished_report(out, config, data):
         return None
     report, _ = read_state(out / "model.pt", config, data)
     try:
-        row(config, report)
+        row(config, report)  # can all scores be shown?
     except FOREIGN:
         raise InputError(f"{out}/model.pt: its scores are damaged; delete it and start again") from None
     return without_tensors(report) if report.get("streams") == list(data.visual_statistics) else None
@@ -779,18 +789,23 @@ def read_state(path, config, data):
     return state, replace(data, mel_statistics=mel, visual_statistics=data.visual_statistics | visual)
 
 
+def acoustic_weight(args):
+    """-> acoustic weight in training, why this one"""
+    if not args.visual:
+        return 1.0, ""
+    if args.train_weight is not None:
+        return args.train_weight, "as asked"
+    if best := TRAIN_WEIGHTS.get((args.base, *sorted(args.visual))):
+        return best, "the best of the paper's for these streams (Tables 5, 8)"
+    return 0.5, "the paper has none for these streams"  # ours: 0.5
+
+
 def run(args):
     """What the command does: load, train, score, print the row of a table"""
-    device, log = choose_device(args.device, args.precision), Log()
+    device, log = device_of_rank(args.device, args.precision), Log()
     if RANKS > 1:
         join_ranks(device)
-    streams = tuple(args.visual)
-    train_weight, its_source = args.train_weight, "as asked"
-    if train_weight is None:
-        train_weight = TRAIN_WEIGHTS.get((args.base, *sorted(streams)))
-        its_source = "the best of the paper's for these streams (Tables 5, 8)"
-    if train_weight is None:
-        train_weight, its_source = (0.5, "the paper has none for these streams") if streams else (1.0, "")  # ours: 0.5
+    streams, (train_weight, why) = tuple(args.visual), acoustic_weight(args)
     config = Config(
         args.data or "data/toy", streams, args.base, train_weight, args.infer_weight or ("auto" if streams else 1.0),
         args.epochs, args.batches, tuple(args.batch_size), args.seed, args.precision,
@@ -799,11 +814,12 @@ def run(args):
     out = Path(args.out or "runs/" + "-".join(name))
     if not args.resume and ((out / "checkpoint.pt").exists() or (out / "model.pt").exists()):
         raise InputError(f"{out}: holds a run already; continue it with --resume, name another --out, or delete it")
-    threads = f"{torch.get_num_threads()} threads" + (f", {RANKS} ranks" if RANKS > 1 else "")
+    n = torch.get_num_threads()
+    threads = f"{n} thread{'s' * (n > 1)}" + (f", {RANKS} ranks" if RANKS > 1 else "")
     log(f"torch {torch.__version__} | {device.type}, {threads} | seed {config.seed} | {out}")
     data = load_data(args.data, streams, out, log)
     if streams:
-        log(f"       acoustic weight in training: {train_weight}, {its_source}")
+        log(f"       acoustic weight in training: {train_weight}, {why}")
     with claimed(out) as mine:
         if not mine:
             raise InputError(f"{out}: another process is at work there; name another --out")
@@ -819,7 +835,7 @@ def row(config, report):
     n_visual = len(config.visual)
     heading = f"{'':32} {'weights':20}" + "".join(f"{name:>8}" for name in SCORES)
     text = f"{' + '.join((config.base, *config.visual)):32} {shares(report['infer_weight'], n_visual):20}"
-    text += "".join(f"{figure(name, score):>8}" for name, score in report["scores"]["public"].items())
+    text += "".join(f"{figure(name, report['scores']['public'][name]):>8}" for name in SCORES)
     return f"{heading}\n{text}"
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import metrics
 from features import CLIP_SECONDS, EVENT_COLUMNS, FRAME_HOP, FRAMES, clock, one_line_errors
 from metrics import PSDS1, PSDS2, THRESHOLDS_50
-from train import PAPER, Config, Log, choose_device, load_clips, load_data, start, training_batch, training_step
+from train import PAPER, Config, Log, device_of_rank, load_clips, load_data, start, training_batch, training_step
 
 
 def peak_memory():
@@ -283,7 +283,7 @@ def main(arguments=None):
         if args.what == "metrics":
             benchmark_metrics()
             return
-        device, log = choose_device(args.device, args.precision), Log()
+        device, log = device_of_rank(args.device, args.precision), Log()
         log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads")
         data = load_data(args.data, args.visual, Path("runs/benchmark"), log)
         train_weight = 0.5 if args.visual else 1.0

@@ -353,7 +353,7 @@ def parse_arguments(arguments):
 def main(arguments=None):
     args = parse_arguments(arguments)
     with one_line_errors("the same command continues after the last finished epoch"):
-        device = train.choose_device(args.device, args.precision)
+        device = train.device_of_rank(args.device, args.precision)
         # Each process that torchrun started does runs of its own, so to train.py it is alone; the first one prints.
         first, alone = train.RANK == 0, train.RANKS == 1
         train.RANK, train.RANKS = 0, 1
