@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 def feed_forward(activation):
-    """Pre-norm feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones; dropout after either layer"""
+    """Pre-norm feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones. ours: dropout after both"""
     return nn.Sequential(
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, HIDDEN),

@@ -192,6 +192,12 @@ def test_the_network_is_the_papers(base, streams, audio_weight):
     wanted = clip_by_clip(model, base, log_mel, visual, present, audio_weight)
     with torch.no_grad():
         assert agree(model(log_mel, dict(reversed(visual.items())), present, audio_weight), wanted)
+        for module in model.train().modules():  # in training the same, but for dropout and statistics of the batch
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.eval()
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
+        assert agree(model(log_mel, visual, present, audio_weight), wanted)
     assert wanted[0].shape == (len(log_mel), 64, 10) and wanted[1].shape == (len(log_mel), 10)
 
 
@@ -473,6 +479,7 @@ def test_load_audio(tmp_path):
     assert np.allclose(short[:112000], tone(440)[:112000], atol=1e-3) and not short[112000:].any()
     long = np.append(tone(440), 2 * tone(440)[:16000])  # its peak is beyond the 10 s, and counts
     assert np.allclose(load(0.1 * long), tone(440) / 2, atol=1e-3)
+    assert load(np.array([0.125, -0.5]))[:2].tolist() == [0.25, -1]  # the largest sample by its absolute value
     silent = load(np.zeros(160000))
     assert silent.shape == (160000,) and not silent.any()
 
@@ -687,8 +694,9 @@ def training_statistics(root, stream="openl3"):
     """Straight from the files of the training clips: mean and std of each mel bin, then of each visual dimension"""
     folders = [root / "audio" / LAYOUT[name][1] for name in ("strong", "weak", "unlabelled")]
     sounds = [path for folder in folders for path in folder.iterdir() if "WP8aI1IXNCQ" not in path.name]
-    # frames 0 to 32000 // 313 of a clip of two seconds are not wholly in the padding
-    maps = [features.log_mel(features.load_audio(path)).numpy()[:103] for path in sounds]
+    # frames that are centred in the sound: of a clip of two seconds 0 to 32000 // 313
+    ends = [1 + soundfile.info(path).frames // 313 for path in sounds]
+    maps = [features.log_mel(features.load_audio(path)).numpy()[:end] for path, end in zip(sounds, ends)]
     vectors = [root / "visual" / stream / f"{path.stem}.npy" for path in sounds]
     pools = np.concatenate(maps), np.concatenate([np.load(path) for path in vectors if path.exists()])
     return [statistic for pool in pools for statistic in (pool.mean(0, np.float64), pool.std(0, np.float64))]
@@ -700,6 +708,7 @@ def test_statistics_are_those_of_the_training_clips(tmp_path):
         return [*data.mel_statistics, *data.visual_statistics["openl3"]]
 
     write_tiny(tmp_path)
+    write_wav(tmp_path / W2, tone(440)[:80000])  # one clip is longer than the others
     before = loaded()
     assert all(np.allclose(got, want, atol=1e-5) for got, want in zip(before, training_statistics(tmp_path)))
     for stem in ("v0", "p1"):  # other test clips: the same statistics
@@ -1687,14 +1696,15 @@ def test_before_the_first_step(tmp_path, one_block):
     assert not same_weights(student.state_dict(), step_setup(tmp_path, seed=1)[0].state_dict())
 
 
-def test_one_step_by_hand(tmp_path, one_block):
+@pytest.mark.parametrize("t", [0, 2])
+def test_one_step_by_hand(tmp_path, one_block, t):
     student, teacher, optimizer, batch, config = step_setup(tmp_path, train_weight="random")
     with torch.no_grad():
         for p in teacher.parameters():
             p += 0.01 * torch.randn_like(p)
     (own, other), inputs = copy.deepcopy((student, teacher)), (batch.log_mel, batch.visual, batch.present)
     torch.manual_seed(3)  # of dropout
-    losses = train.training_step(student, teacher, optimizer, batch, config, 0)
+    losses = train.training_step(student, teacher, optimizer, batch, config, t)
     torch.manual_seed(3)
     with torch.no_grad():
         teacher_frame, teacher_clip = other(*inputs, batch.audio_weight)
@@ -1712,7 +1722,8 @@ def test_one_step_by_hand(tmp_path, one_block):
     for (name, old), new, before, after in pairs:
         # RAdam rectifies from its sixth step on; until then it is momentum alone, at first the gradient itself
         assert torch.allclose(new, old - 1e-3 * old.grad, atol=1e-7), name
-        assert torch.allclose(after, (before + new) / 2, atol=1e-6) and after.grad is None, name
+        assert torch.allclose(after, (before * (t + 1) + new) / (t + 2), atol=1e-6) and after.grad is None, name
+    assert all(torch.equal(a, b) for a, b in zip(other.buffers(), teacher.buffers()))  # batch norms: its own
 
 
 def test_student_and_teacher_differ_by_dropout_alone(tmp_path, one_block):

@@ -210,6 +210,12 @@ def test_bottleneck_by_hand():
         assert torch.allclose(block(x), want, atol=1e-5)
         same = embeddings.Bottleneck(16, 4, 1).eval()
         assert not list(same.downsample.parameters()) and same(torch.randn(1, 16, 5, 5)).shape == (1, 16, 5, 5)
+        resnet, x = embeddings.ResNet((1, 1, 1, 1)).eval(), torch.randn(1, 3, 64, 64)
+        stem = nn.functional.pad(resnet.bn1(resnet.conv1(x)).relu(), (1, 1, 1, 1))
+        y = stem.unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))  # the largest of 3 x 3 at every second place
+        for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
+            y = stage(y)
+        assert y.shape == (1, 2048, 2, 2) and torch.allclose(resnet(x), y.mean((2, 3)), atol=1e-5)
 
 
 def test_pixels_are_scaled_as_each_network_was_trained():
@@ -339,7 +345,7 @@ def test_the_number_of_frames_in_a_batch_changes_nothing(monkeypatch, resnet50_f
 
 
 @pytest.mark.parametrize(
-    "name, wanted", [("openl3", "marl/openl3"), ("vgg16", "vgg16-397923af"), ("tce", "TCE"), ("resnet152", "394f9c45")]
+    "name, wanted", [("openl3", "mel256_env"), ("vgg16", "vgg16-397923af"), ("tce", "TCE"), ("resnet152", "394f9c45")]
 )
 def test_wrong_weights_get_one_sentence(name, wanted, tmp_path):
     path = tmp_path / "w.pth"

@@ -54,6 +54,28 @@ def test_the_rows_of_the_tables():
     # Table 6: the systems of Table 5 with a visual stream, one by one, with inference weights of their own
     assert [(row.base, row.visual) for row in of_table[6]] == [(r.base, r.visual) for r in of_table[5] if r.visual]
     assert [row.infer_weight for row in of_table[6]] == [0.75, 0.875, 0.875, 0.875, 0.875, 0.875]
+    # acoustic weights in training and at inference; those in training are train.py's defaults
+    one_stream = [(1, 1), (0.5, 0.75), (0.75, 0.875), (0.5, 0.875), (1, 1), (0.75, 0.875), (0.75, 0.875), (0.5, 0.875)]
+    two_streams = [(0.75, 0.875), ("random", 0.75), (0.75, 0.875), ("random", 0.875)]
+    assert [(row.train_weight, row.infer_weight) for row in of_table[5] + of_table[8]] == one_stream + two_streams
+    fixed = [row for row in of_table[5] + of_table[8] if row.visual and row.train_weight != "random"]
+    assert {(row.base, *row.visual): row.train_weight for row in fixed} == train.TRAIN_WEIGHTS
+    listed = {"strong": 2584, "weak": 1578, "unlabelled": 14412, "validation": 1168, "public": 692}  # Table 2
+    assert tables.RUNS == 20 and tables.DCASE_2020 == listed
+
+
+def test_the_searches_that_the_flags_ask_for(tmp_path, monkeypatch):
+    root, seen = write_tiny(tmp_path / "set"), []
+    monkeypatch.setattr(tables, "complete_runs", lambda configs, *_: seen.append(list(configs.values())) or {})
+    monkeypatch.setattr(tables, "result_of", lambda row, reports, *searches: seen.append(searches))
+    for table, flags, weights, searches in (
+        (5, ["--search-train-weight"], [1, 0.25, 0.5, 0.75, 0.875], (True, False)),
+        (5, ["--infer-weight", "auto"], [1, 0.5], (False, True)),
+        (6, ["--search-train-weight"], ["random"], (True, False)),  # nothing to search
+    ):
+        seen.clear()
+        run(table, "--data", root, "--runs", 1, "--out", tmp_path / "t", *SHORT, *flags)
+        assert [config.train_weight for config in seen[0]] == weights and seen[1] == searches
 
 
 def report(row, train_weight, by_weight):
@@ -142,6 +164,8 @@ def scored_tiny(tmp_path):
 def test_scores_by_availability_of_video(tmp_path):
     data, scores, tuned = scored_tiny(tmp_path)
     part = data.partitions["public"]
+    part.durations = np.array([2.0, 1.0, 0.5])
+    part.present["tce"][0] = False  # one of two streams is enough
     parts = train.evaluate_public(data, *scores, tuned)
     assert list(parts) == ["public", "with_video", "without_video"]
     durations = dict(zip(part.filenames, part.durations))
