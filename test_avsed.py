@@ -1500,12 +1500,19 @@ def tiny_config(root, **changes):
     return train.Config(**{**values, **changes})
 
 
+def shrink(put=setattr):
+    """Fewer blocks, narrower heads and stacks, and two windows to tune: saves time where a test is not about those"""
+    channels = 1, *6 * [8], avsed.WIDTH
+    stacks = tuple((n_in, n_out, pool) for n_in, n_out, (*_, pool) in zip(channels, channels[1:], avsed.CNN_STACKS))
+    sizes = {"ENCODER_BLOCKS": 1, "DECODER_BLOCKS": 1, "KEY": 8, "HIDDEN": 16, "CNN_STACKS": stacks}
+    for name, value in sizes.items():
+        put(avsed, name, value)
+    put(metrics, "TUNING_WINDOWS", np.array([1, 7]))
+
+
 @pytest.fixture
-def one_block(monkeypatch):
-    """Encoders and decoders of one block, and two windows to tune, to save time where a test is not about those"""
-    monkeypatch.setattr(avsed, "ENCODER_BLOCKS", 1)
-    monkeypatch.setattr(avsed, "DECODER_BLOCKS", 1)
-    monkeypatch.setattr(metrics, "TUNING_WINDOWS", metrics.TUNING_WINDOWS[[0, 3]])
+def small(monkeypatch):
+    shrink(monkeypatch.setattr)
 
 
 def test_defaults_are_the_papers():
@@ -1682,7 +1689,7 @@ def step_setup(root, **changes):
     return *train.start(config, data, CPU), batch, config
 
 
-def test_before_the_first_step(tmp_path, one_block):
+def test_before_the_first_step(tmp_path, small):
     student, teacher, optimizer, *_ = step_setup(tmp_path)
     assert isinstance(student, MultiEncoder) and student.training and teacher.training
     assert same_weights(student.state_dict(), teacher.state_dict())
@@ -1697,7 +1704,7 @@ def test_before_the_first_step(tmp_path, one_block):
 
 
 @pytest.mark.parametrize("t", [0, 2])
-def test_one_step_by_hand(tmp_path, one_block, t):
+def test_one_step_by_hand(tmp_path, small, t):
     student, teacher, optimizer, batch, config = step_setup(tmp_path, train_weight="random")
     with torch.no_grad():
         for p in teacher.parameters():
@@ -1726,7 +1733,7 @@ def test_one_step_by_hand(tmp_path, one_block, t):
     assert all(torch.equal(a, b) for a, b in zip(other.buffers(), teacher.buffers()))  # batch norms: its own
 
 
-def test_student_and_teacher_differ_by_dropout_alone(tmp_path, one_block):
+def test_student_and_teacher_differ_by_dropout_alone(tmp_path, small):
     student, teacher, optimizer, batch, config = step_setup(tmp_path, train_weight="random")
     models, got = (student, teacher), []
     hooks = [model.register_forward_pre_hook(lambda _, inputs: got.append(inputs)) for model in models]
@@ -1741,7 +1748,7 @@ def test_student_and_teacher_differ_by_dropout_alone(tmp_path, one_block):
     assert clip < 1e-12 and frame < 1e-12
 
 
-def test_every_parameter_group_gets_the_learning_rate(tmp_path, one_block):
+def test_every_parameter_group_gets_the_learning_rate(tmp_path, small):
     student, teacher, _, batch, config = step_setup(tmp_path, epochs=1, batches=5, batch_size=(1, 1, 1))
     first, *others = student.parameters()
     optimizer = torch.optim.RAdam([{"params": [first]}, {"params": others}], 1.0)
@@ -1750,7 +1757,7 @@ def test_every_parameter_group_gets_the_learning_rate(tmp_path, one_block):
         assert np.allclose([group["lr"] for group in optimizer.param_groups], rate, rtol=1e-9)
 
 
-def test_batches_of_one_kind_give_finite_losses(tmp_path, one_block):
+def test_batches_of_one_kind_give_finite_losses(tmp_path, small):
     for size in ((0, 0, 3), (0, 2, 0), (2, 0, 0)):
         student, *more = step_setup(tmp_path, batch_size=size)
         weak, strong, *consistency = train.training_step(student, *more, 0).tolist()
@@ -1774,7 +1781,7 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, one_block):
+def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, small):
     root, out = write_tiny(tmp_path / "set", streams=("openl3", "tce")), tmp_path / "r"
     step, steps = train.training_step, []
 
@@ -1814,7 +1821,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, one_block)
     assert read_rows(out / "predictions.tsv") == [(f, f"{a:.3f}", f"{b:.3f}", c) for f, a, b, c in found]
 
 
-def test_every_flag_that_changes_training_changes_the_weights(tmp_path, monkeypatch, one_block):
+def test_every_flag_that_changes_training_changes_the_weights(tmp_path, monkeypatch, small):
     monkeypatch.setattr(train, "INFER_WEIGHTS", (0.5,))  # to save time: this is about training
     base = [*"--visual openl3 --epochs 2 --batches 1 --batch-size 1 1 1 --data".split(), write_tiny(tmp_path / "set")]
     run(*base, "--out", tmp_path / "0")
@@ -1829,9 +1836,9 @@ def test_every_flag_that_changes_training_changes_the_weights(tmp_path, monkeypa
 
 DIES = """
 import os, signal, sys
-import avsed, train
+import test_avsed, train
 
-avsed.ENCODER_BLOCKS = avsed.DECODER_BLOCKS = 1
+test_avsed.shrink()
 step = train.training_step
 
 def training_step(*arguments):
@@ -1843,7 +1850,7 @@ train.training_step = training_step
 """
 
 
-def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys, one_block):
+def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys, small):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     base = "--epochs 2 --batches 2 --batch-size 1 1 2 --train-weight random --visual openl3 tce".split()
     base += ["--data", write_tiny(tmp_path / "set", streams=("openl3", "tce"))]
@@ -1865,7 +1872,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys, one_block):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_resumed_run_uses_the_statistics_of_its_checkpoint(tmp_path, monkeypatch, one_block):
+def test_a_resumed_run_uses_the_statistics_of_its_checkpoint(tmp_path, monkeypatch, small):
     root, out, used = write_tiny(tmp_path / "set"), tmp_path / "r", []
     step, standardise = train.training_step, train.standardise
     flags = ["--data", root, "--out", out, *"--visual openl3 --epochs 2 --batches 1 --batch-size 1 1 1".split()]
@@ -1893,10 +1900,10 @@ def test_a_resumed_run_uses_the_statistics_of_its_checkpoint(tmp_path, monkeypat
 
 STEADY = """
 import gc, sys, weakref
-import avsed, train
+import test_avsed, train
 from torch import distributed as dist, nn
 
-avsed.ENCODER_BLOCKS = avsed.DECODER_BLOCKS = 1
+test_avsed.shrink()
 start, groups = train.start, []
 
 def steady(*arguments):
@@ -1930,7 +1937,7 @@ def start_ranks(*programs):
     ]
 
 
-def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkeypatch, one_block):
+def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkeypatch, small):
     out, one = tmp_path / "two", tmp_path / "one"
     flags = "--epochs 2 --batches 2 --batch-size 2 2 2 --visual openl3 --base conformer --train-weight random".split()
     flags += ["--device", "cpu", "--data", write_tiny(tmp_path / "set"), "--out"]
@@ -1956,7 +1963,7 @@ def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, one_block):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, small):
     terms, step = torch.ones(3, 4), train.training_step
     terms[1, 2] = float("nan")
     with pytest.raises(FloatingPointError, match="iteration 11: clip cross entropy 1, .* clip consistency nan"):
@@ -1967,7 +1974,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, 
     assert "the loss is not finite at iteration 0" in error and not (tmp_path / "r/checkpoint.pt").exists()
 
 
-def test_a_folder_at_work_and_changed_labels_are_refused(tmp_path, capsys, one_block):
+def test_a_folder_at_work_and_changed_labels_are_refused(tmp_path, capsys, small):
     root, out = write_tiny(tmp_path / "set"), tmp_path / "r"
     flags = ["--data", root, "--out", out, *"--epochs 1 --batches 1 --batch-size 1 1 1".split()]
     hold = "import sys, time, train; from pathlib import Path\n"
@@ -2186,7 +2193,7 @@ def deflated(content):
     return small.getvalue()
 
 
-def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
+def test_bad_checkpoints_get_one_line(tmp_path, capsys, small):
     root = write_tiny(tmp_path / "set")
     data, config = features.load_dataset(root, ["openl3"], log=quiet), tiny_config(root)
     good = train.description(config, data) | {"epoch": 1, "student": {}, "teacher": {}, "optimizer": {}}
@@ -2219,7 +2226,7 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, one_block):
     assert "model.pt: was not written by this program" in refused(capsys, *flags, path.parent)
 
 
-def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, one_block):
+def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, small):
     root = write_tiny(tmp_path / "set")
     data, config = features.load_dataset(root, ["openl3"], log=quiet), tiny_config(root)
     student, teacher, optimizer = parts = train.start(config, data, CPU)

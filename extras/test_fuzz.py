@@ -28,11 +28,10 @@ import numpy as np
 import soundfile
 import torch
 
-import avsed
 import features
 import train
 from extras import boes2019, embeddings, predict, score, tables
-from test_avsed import HERE, LAYOUT, quiet, tiny_config, tiny_rows, write_tiny
+from test_avsed import HERE, LAYOUT, quiet, shrink, tiny_config, tiny_rows, write_tiny
 
 ROOM, SLOW = 3 * 2**30, 20  # bytes beyond what the process has mapped when it starts; seconds
 CPU = torch.device("cpu")
@@ -158,7 +157,7 @@ class Samples:
 
     def __init__(self, folder):
         rng, self.folder = np.random.default_rng(0), folder
-        avsed.ENCODER_BLOCKS = avsed.DECODER_BLOCKS = 1  # speed: a network is a network
+        shrink()
         self.n_samples = 3 * 11025
         sound = 0.3 * rng.standard_normal((self.n_samples, 2)).clip(-3, 3)
         self.sound = {}

@@ -13,17 +13,24 @@ import pytest
 import torch
 from torch import nn
 
+import avsed
 import features
 import metrics
 import train
 from avsed import MultiEncoder
 from extras import embeddings, predict
 from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
-from test_avsed import quiet, write_tiny, write_wav
+from test_avsed import quiet, shrink, write_tiny, write_wav
 from test_avsed import run as run_train
 
 CPU = torch.device("cpu")
 FRAME_HOP = 8 * 313 / 16000  # seconds
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    shrink(monkeypatch.setattr)
+    monkeypatch.setattr(avsed, "DECODER_BLOCKS", 3)  # their attention is looked at
 
 
 def run(*arguments):

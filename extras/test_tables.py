@@ -19,7 +19,7 @@ import train
 from avsed import MultiEncoder
 from extras import plots, tables
 from metrics import PSDS1, PSDS2
-from test_avsed import HERE, quiet, write_tiny
+from test_avsed import HERE, quiet, small, write_tiny  # noqa: F401
 
 SHORT = "--base transformer --epochs 1 --batches 1 --batch-size 1 1 2".split()
 
@@ -232,13 +232,14 @@ def test_weights_are_searched_without_encoding_again(tmp_path):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_path, capsys, monkeypatch):
+def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_path, capsys, monkeypatch, small):
     root = write_tiny(tmp_path / "set")
     (root / "visual/openl3/p1.npy").unlink()
     base = [5, "--data", root, "--runs", 1, "--seed", 1, "--out", tmp_path / "t", *SHORT]
+    program = "import sys, test_avsed; test_avsed.shrink(); from extras import tables; tables.main(sys.argv[1:])"
     processes = [  # as torchrun starts them
         subprocess.Popen(
-            [sys.executable, "-m", "extras.tables", *map(str, base)], cwd=HERE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", program, *map(str, base)], cwd=HERE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
         )
         for rank in ("0", "1")
@@ -328,7 +329,7 @@ def test_what_others_finish_is_read_and_what_they_give_up_is_done(tmp_path, monk
     assert done_here == ["a", "d", "c"] + ["e"] * wait
 
 
-def test_a_diverged_run_is_left_out_of_its_table(tmp_path, capsys, monkeypatch):
+def test_a_diverged_run_is_left_out_of_its_table(tmp_path, capsys, monkeypatch, small):
     step = train.training_step
 
     def seed_0_diverges(student, teacher, optimizer, batch, config, t):
