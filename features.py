@@ -313,8 +313,11 @@ def load_dataset(root, visual=(), cache=None, log=print):
     partitions, classes = read_partitions(root)
     stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
-        counts = "".join(f", {sum(Path(f).stem in stems[s] for f in part.filenames):5d} with {s}" for s in visual)
-        log(f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found{counts}")
+        line = f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found"
+        for stream in visual:
+            n = sum(Path(f).stem in stems[stream] for f in part.filenames)
+            line += f", {n:5d} with {stream} ({100 * n / max(len(part), 1):.1f} %)"
+        log(line)
     drop_tested_clips(partitions, log)
     for part in partitions.values():
         if not part.listed:

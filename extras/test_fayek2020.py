@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metrics
+import test_avsed
 from extras import fayek2020
 from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
 from extras.tagging import Part
@@ -391,14 +392,7 @@ def run(*arguments):
     fayek2020.main([str(a) for a in arguments])
 
 
-def refused(capsys, *arguments):
-    """The one line on stderr of a command that must end with exit code 2"""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
-    return error
+refused = partial(test_avsed.refused, command=run)
 
 
 def arrays(path):
