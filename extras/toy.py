@@ -2,7 +2,7 @@
 
     python -m extras.toy [DIR] [--seed N]      default: data/toy; `python train.py --visual openl3` makes it by itself
     python -m extras.toy --kind tagging        data/toy-tagging; `python -m extras.boes2019` makes it by itself
-    python -m extras.toy --kind large          data/toy-large; for tables: `extras.tables --data data/toy-large`
+    python -m extras.toy --kind large          data/toy-large, for tables (extras/README.md has the command)
 
 The classes have DESED's names. Dishes, alarms and animals are easy to hear; frying and running water are two noises
 that differ little, blender, shaver and vacuum cleaner three hums that differ little. A clip's visual vectors tell what
