@@ -323,12 +323,14 @@ def train(config, data, out, device, log, checkpoint=None):
             pace = (time.monotonic() - started) / (t + 1 - first * config.batches)  # seconds per iteration
             if log.live and time.monotonic() - shown > 1:
                 shown = time.monotonic()
-                print(progress_line(config, t, losses[-1].tolist(), pace), end="   \r", flush=True)
+                print(progress_line(config, t, losses[-1].tolist(), pace), end="\033[K\r", flush=True)
         terms = torch.stack(losses) / RANKS
         if RANKS > 1:  # each rank has seen the losses of its own share
             dist.all_reduce(terms)
         terms = terms.tolist()
         check_finite(terms, epoch * config.batches)
+        if log.live:
+            print(end="\033[K")  # "erase to the end of the line"
         log(progress_line(config, t, np.mean(terms, 0), pace))
         if RANK == 0:
             log(valid_line(student, data, config, epoch, device))
