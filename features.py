@@ -70,8 +70,26 @@ PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them
 TRAINING = ("strong", "weak", "unlabelled")
 
 
+# what may be raised where the contents of a foreign file are taken apart
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+
+
 class InputError(Exception):
     """Bad input: one line that names the file, the line in it and what to do about it."""
+
+
+@contextmanager
+def damage_as_value_error():
+    """Around numpy's and torch's readers, which raise a dozen kinds of exceptions for damaged files.
+
+    A file that is not there, or may not be read, stays an OSError: that is no reason to delete it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(first_line(error) or type(error).__name__) from None
 
 
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
@@ -275,7 +293,7 @@ class Partition:
     def __len__(self):
         return len(self.filenames)
 
-    @property
+    @functools.cached_property
     def seconds(self):
         """Duration of each clip: dict of filename -> seconds"""
         return dict(zip(self.filenames, self.durations.tolist()))
@@ -463,11 +481,11 @@ NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse 
 def read_visual(path, example=None):
     """(64, D) float16 or float32 vectors of one clip; a stream's files all have the shape and type of its `example`"""
     try:
-        with NPY_HEADERS:
+        with damage_as_value_error(), NPY_HEADERS:
             vectors = np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy lets out a dozen kinds for damaged files
+    except ValueError as error:
         remedy = "write it anew with numpy.save, or delete it: missing video is fine"
-        raise InputError(f"{path}: cannot be read as a .npy array ({first_line(error)}); {remedy}") from None
+        raise InputError(f"{path}: cannot be read as a .npy array ({error}); {remedy}") from None
     shape = "(64, D)" if example is None else f"(64, {example.shape[1]})"
     types = ("float16", "float32") if example is None else (example.dtype.name,)
     if not isinstance(vectors, np.ndarray) or vectors.dtype.name not in types or not vectors.dtype.isnative:
@@ -579,11 +597,12 @@ def cached(folder, make, wanted):
                 shutil.rmtree(old, ignore_errors=True)
     try:
         # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        with damage_as_value_error():
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
         if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
             raise ValueError("other shapes or types")
         return arrays
-    except Exception as error:  # numpy lets out a dozen kinds for damaged files
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
 
 
@@ -660,13 +679,14 @@ def save_tensors(path, content):
 def load_tensors(path):
     """torch.load on the CPU. Nothing in the file is executed, and it grows no larger than it is on disk.
 
-    Raises a dozen kinds of exceptions for damaged files, as torch does.
+    Raises ValueError for damaged files.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch compresses nothing
-            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                raise ValueError("compressed")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with damage_as_value_error():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch compresses nothing
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("compressed")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager

@@ -353,11 +353,10 @@ def psds_from_scores(
     scores, window = _checked(scores, filenames, classes), _per_class(window, len(classes))
     truth, seconds = _Truth(ground_truth, durations, classes, filenames), _seconds(filenames, durations)
     peaks, curves = scores.max(axis=1), []
+    exact, points = thresholds is None, np.unique(np.asarray(thresholds, dtype=np.float64))
     for c in range(len(classes)):
-        if thresholds is None:  # score > threshold then means score >= value, for every value of the class
+        if exact:  # score > threshold then means score >= value, for every value of the class
             points = np.append(-np.inf, np.unique(scores[:, :, c].astype(np.float64))[:-1])
-        else:
-            points = np.unique(np.asarray(thresholds, dtype=np.float64))
         det = _events_of_all_thresholds(*_levels(scores, peaks, c, points), window[c], frame_hop, seconds)
         curves.append(_curve(det, c, len(points), truth, max_efpr=max_efpr, **criteria))
     return _area(curves, alpha_st, max_efpr)

@@ -2271,13 +2271,17 @@ def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, smal
         else:
             with pytest.raises(features.InputError, match="model.pt: its scores are damaged"):
                 train.finished_report(tmp_path, config, data)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(PermissionError):  # no reason to delete it
 
-        def denied(path):
-            raise PermissionError(13, "Permission denied", str(path))
 
-        patch.setattr(train, "load_tensors", denied)
-        train.load(path)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(torch, "load", denied)
+    monkeypatch.setattr(np, "load", denied)
+    for read in (train.load, features.read_visual):
+        with pytest.raises(PermissionError):
+            read(tmp_path / "x")
 
 
 # --- the house -------------------------------------------------------------------------------------------------------

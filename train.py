@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import features
 import metrics
 from avsed import MultiEncoder
-from features import FRAME_HOP, InputError, first_line, load_tensors, save_tensors
+from features import FOREIGN, FRAME_HOP, InputError, first_line, load_tensors, save_tensors
 
 LEARNING_RATE = 1e-3  # Boes 2022, Sec. 3.1.5
 LR_STEP = 10_000  # iterations (Boes 2022, Sec. 3.1.5)
@@ -52,8 +52,6 @@ TOY = {"epochs": 9, "batches": 40, "batch_size": (4, 6, 2)}  # ours: what two co
 # the scores of Boes 2022, Sec. 3.1.4, and what metrics.tune calls them
 SCORES = {"CBF1": "clip", "SBF1": "segment", "EBF1": "event", "PSDS1": "psds1", "PSDS2": "psds2"}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
-# what may be raised where the contents of a foreign file are taken apart
-FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -603,10 +601,8 @@ def load(path, remedy="delete it and start again"):
     """A checkpoint or model.pt; InputError for what is neither"""
     try:
         return load_tensors(path)
-    except PermissionError:
-        raise
-    except Exception as error:  # torch lets out a dozen kinds for damaged files
-        raise InputError(f"{path}: not a checkpoint of this program ({first_line(error)}); {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a checkpoint of this program ({error}); {remedy}") from None
 
 
 def write_text(path, text):

@@ -141,10 +141,10 @@ class AudiovisualTransformer(nn.Module):
 def vggish(path):
     """File of vectors that `extras.embeddings extract --sound vggish` wrote -> (10, 128) (Boes 2019, Sec. 3.2.1)"""
     try:
-        with features.NPY_HEADERS:
+        with features.damage_as_value_error(), features.NPY_HEADERS:
             vectors = np.load(path, allow_pickle=False)
         fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
-    except Exception:  # numpy lets out a dozen kinds for damaged files
+    except (ValueError, AttributeError):  # the latter for an archive of arrays
         fits = False
     if not fits:
         raise InputError(f"{path}: must be an array of finite numbers, (10, 128); delete it and extract it again")
@@ -441,7 +441,7 @@ def draw_attention(args, config, data, place, out, device, log):
     try:
         states = features.load_tensors(path)
         network.load_state_dict(states[-1])  # ours: of the ensemble the last, since maps of several would blur
-    except Exception:  # torch lets out a dozen kinds for damaged files
+    except features.FOREIGN:
         raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None
     first, second, _ = data.batch(name, config, np.array([i]), device)
     pooled, steps, maps = (v[0].cpu() for v in network(first, second, with_attention=True))

@@ -200,7 +200,7 @@ def load_network(name, weights, device="cpu"):
     make, wanted = networks[name]
     try:
         state = load_tensors(weights)
-    except Exception as error:  # torch lets out a dozen kinds for files that are not its own
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file of tensors"
         raise InputError(f"{weights}: {reason}; {name} wants {wanted}") from None
     with torch.device("meta"):  # speed: the file brings all values, so none are drawn

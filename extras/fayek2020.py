@@ -389,7 +389,7 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, singles=(
 def read_outputs(path, parts, fused):
     """What outputs_of wrote; InputError unless it is of these clips and, for fusion, of these outputs"""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with features.damage_as_value_error(), np.load(path, allow_pickle=False) as file:
             stored = dict(file)
         same = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
         found = [(stored[name], part) for name, part in parts.items()]
@@ -397,7 +397,7 @@ def read_outputs(path, parts, fused):
         fits = all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found)
         if not (same and fits and str(stored["fused"]) == fused):
             raise ValueError
-    except Exception:  # numpy lets out a dozen kinds for damaged files
+    except features.FOREIGN:
         raise InputError(f"{path}: not the outputs of this system for these clips; delete it") from None
     return stored
 
@@ -496,7 +496,7 @@ def load(path):
     """A checkpoint of `train`; nothing in it is executed"""
     try:
         done, best, state = features.load_tensors(path)
-    except Exception:  # torch lets out a dozen kinds for damaged files
+    except features.FOREIGN:
         raise InputError(f"{path}: is not a checkpoint of this program; delete it and start again") from None
     return done, best, state
 

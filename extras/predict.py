@@ -261,7 +261,7 @@ def load_trained(path, device):
         check(threshold.shape == window.shape == (n,) and np.isfinite(threshold).all(), "thresholds")
         check(window.dtype.kind == "i" and np.isin(window, range(1, 1000, 2)).all(), "windows")
         check(1e-6 <= weight <= 1, "acoustic weight")
-    except Exception as error:  # a foreign file may hold anything
+    except (AssertionError, *features.FOREIGN) as error:  # the first is avsed.py's, of the base
         reason = features.first_line(error)
         raise InputError(f"{path}: not the model.pt of a finished run ({reason}); {remedy}") from None
     return Trained(student.to(device), data, weight, threshold, window, device)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import train
 from extras import plots, toy
-from features import InputError, clock, one_line_errors, read_partitions
-from train import FOREIGN, INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
+from features import FOREIGN, InputError, clock, one_line_errors, read_partitions
+from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
 # evaluation data,) then mean and, but for Table 7, standard deviation of CBF1, SBF1, EBF1, PSDS1 and PSDS2
