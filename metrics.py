@@ -2,8 +2,7 @@
 
 Clip-, segment- and event-based F1 (Mesaros et al. 2016, as sed_eval 0.2.1 computes them), PSDS (Bilen et al. 2020, as
 psds_eval 0.5.3 computes it) from events or straight from frame scores, decoding of frame scores into events, tuning of
-thresholds and median filters, mean average precision and AUC. Numpy and scipy, nothing else of this project: copy the
-file.
+thresholds and median filters. Numpy and scipy, nothing else of this project: copy the file.
 
 First the metrics as their papers define them, one loop for each "for every": read these. Then the same, fast, from the
 public functions down to their tools. The tests hold the two against each other.
@@ -835,33 +834,3 @@ def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, *
             areas.append(_area([_curve(det, c, K, truth, max_efpr=max_efpr, **criteria)], 0.0, max_efpr))
         windows.append(TUNING_WINDOWS[np.argmax(np.round(areas, 12))])  # the first of equals, up to rounding of sums
     return np.array(windows)
-
-
-# --- ranking metrics (Fayek 2020) -------------------------------------------------------------------------------------
-
-
-def mean_average_precision(targets, scores):
-    """Mean average precision over the classes with a positive clip. targets: (N, C) bool; scores: (N, C)"""
-    targets, scores = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=np.float64)
-    values = [_average_precision(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
-    return float(np.mean(values)) if values else math.nan
-
-
-def _average_precision(target, score):
-    order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # clips of equal score are retrieved together
-    n_tp = np.cumsum(target[order])[last]
-    return np.sum(np.diff(n_tp, prepend=0) * n_tp / (last + 1)) / n_tp[-1]
-
-
-def mean_auc(targets, scores):
-    """Mean area under the ROC over the classes with both positive and negative clips. targets, scores: (N, C)"""
-    targets, scores = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=np.float64)
-    values = [_auc(np.sort(s[~t]), s[t]) for t, s in zip(targets.T, scores.T) if t.any() and not t.all()]
-    return float(np.mean(values)) if values else math.nan
-
-
-def _auc(negative, positive):
-    """Part of the (positive, negative) pairs in the right order; equal scores are half right"""
-    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
-    return below.mean() / (2 * len(negative))

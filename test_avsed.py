@@ -1387,7 +1387,7 @@ def test_tuning_with_nothing_to_tune():
         metrics.tune(scores, files, [], durations, classes, HOP, "psds")
 
 
-# --- metrics.py: large inputs, bad arguments, ranking metrics --------------------------------------------------------
+# --- metrics.py: large inputs, bad arguments -------------------------------------------------------------------------
 
 
 def peak_memory(work):
@@ -1461,24 +1461,6 @@ def test_bad_arguments_are_named():
             metrics.median_filter(ok > 0, window)
     with pytest.raises(ValueError, match="durations: needs the seconds of every clip"):
         quietly(metrics.psds, events(*REF), [], {}, ["A", "B"], **PSDS1)
-
-
-def test_average_precision_and_auc():
-    targets, scores = np.array([[1], [0], [1], [0]]), np.array([[0.9], [0.8], [0.7], [0.1]])
-    assert same(metrics.mean_average_precision(targets, scores), (1 + 2 / 3) / 2)
-    assert same(metrics.mean_auc(targets, scores), 0.75)
-    assert same(metrics.mean_auc(targets, np.zeros((4, 1))), 0.5)
-    assert same(metrics.mean_average_precision(targets, np.zeros((4, 1))), 0.5)
-    assert math.isnan(metrics.mean_auc(targets * 0, scores)) and math.isnan(metrics.mean_auc(targets * 0 + 1, scores))
-    assert math.isnan(metrics.mean_average_precision(targets * 0, scores))
-    rng = np.random.default_rng(0)
-    targets, scores = rng.random((30, 4)) < 0.3, rng.integers(0, 6, (30, 4)) / 5
-    targets[:, 3] = False  # a class without positive clip is left out
-    columns = [(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
-    pairs = [np.mean([(p > q) + 0.5 * (p == q) for p in s[t] for q in s[~t]]) for t, s in columns]
-    assert same(metrics.mean_auc(targets, scores), np.mean(pairs))
-    precisions = [np.mean([t[s >= p].mean() for p in s[t]]) for t, s in columns]  # at the rank of each positive clip
-    assert same(metrics.mean_average_precision(targets, scores), np.mean(precisions))
 
 
 # --- train.py: what a run is asked for (Boes 2022, Sec. 3.1.5, 3.2) --------------------------------------------------

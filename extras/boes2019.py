@@ -343,7 +343,7 @@ def complete_run(config, data, inputs, out, device, log, keep=False):
     threshold = tune(tags, probabilities)
     probabilities, tags = ensemble(states, "public", config, data, device)
     f1 = metrics.clip_f1(tags, probabilities > threshold).micro
-    mean_ap = metrics.mean_average_precision(tags, probabilities)  # not in the paper: to compare with Fayek 2020
+    mean_ap = tagging.mean_average_precision(tags, probabilities)  # not in the paper: to compare with Fayek 2020
     found = {**wanted, "f1": f1, "mAP": mean_ap, "threshold": threshold, "losses": losses}
     found["seconds"] = time.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,7 @@ from torch.nn import functional as F
 
 import features
 import metrics
-from extras import cpu, plots, toy
-from extras.tagging import load_tagging
+from extras import cpu, plots, tagging, toy
 from features import InputError
 
 WINDOW, HOP = 256, 160  # samples, 16 ms and 10 ms (Fayek 2020, Sec. 3.1)
@@ -293,7 +292,7 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
             if checkpoint:
                 features.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
         scores = predict(network, inputs, "validation", clips["validation"])
-        if (mean_ap := metrics.mean_average_precision(tags, scores)) > best["mAP"]:
+        if (mean_ap := tagging.mean_average_precision(tags, scores)) > best["mAP"]:
             weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
             best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
         if checkpoint:
@@ -414,8 +413,8 @@ def score(parts, outputs):
     f1 = [metrics.clip_f1(parts["validation"].tags, validated > threshold).micro for threshold in THRESHOLDS]
     threshold, tags = float(THRESHOLDS[np.argmax(f1)]), parts["public"].tags  # ours: of equals the lowest
     return {
-        "mAP": metrics.mean_average_precision(tags, scores),
-        "mAUC": metrics.mean_auc(tags, scores),
+        "mAP": tagging.mean_average_precision(tags, scores),
+        "mAUC": tagging.mean_auc(tags, scores),
         "F1": metrics.clip_f1(tags, scores > threshold).micro,
         "threshold": threshold,
     }
@@ -449,7 +448,7 @@ def analyse(classes, part, runs, out):
     """
 
     def precision(outputs, c):
-        return metrics.mean_average_precision(part.tags[:, [c]], outputs["public"][:, [c]])
+        return tagging.mean_average_precision(part.tags[:, [c]], outputs["public"][:, [c]])
 
     def weight(outputs, c):
         clips = part.tags[:, c] & part.present
@@ -539,7 +538,7 @@ def run(args):
     writable = os.access(root, os.W_OK) and root.stat().st_mode & 0o222
     cache = root / "cache" if writable else out.parent / f"cache-{root.resolve().name}"
     stream = args.visual or ("resnet152" if args.data else "openl3")  # Fayek 2020, Sec. 3.2
-    classes, parts = load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
+    classes, parts = tagging.load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
     if parts["training"].present.sum() < 2:
         raise InputError(f"{root}/visual/{stream}: only one training clip has vectors, batch norm needs two")
     log("       fusion does not train on clips without video; there its output is that of the audio network")

@@ -1,4 +1,5 @@
-"""Clips and the classes they hold, nothing about when: what the two older systems learn from (boes2019, fayek2020).
+"""Clips and the classes they hold, nothing about when: what the two older systems (boes2019, fayek2020) learn from, and
+ranking metrics of what they say.
 
     classes, parts = load_tagging("data/toy-tagging", hear=log_mel_of, visual="openl3", see=mean_picture, cache=folder)
 
@@ -8,6 +9,7 @@ simpler ones: metadata/train/weak.tsv, validation/validation.tsv and eval/public
 columns `filename, event_labels`. So one lays out the 17 classes of DCASE 2017 task 4, or AudioSet.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,3 +132,33 @@ def gather(label, paths, read, cache, log):
                 write(np.stack([np.zeros_like(example) if one is None else one for one in chunk]))
 
     return features.cached(cache / f"{label.replace(' ', '-')}-{key}", make, wanted)["array"]
+
+
+# --- ranking metrics (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------
+
+
+def mean_average_precision(targets, scores):
+    """Mean average precision over the classes with a positive clip. targets: (N, C) bool; scores: (N, C)"""
+    targets, scores = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=np.float64)
+    values = [average_precision(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
+    return float(np.mean(values)) if values else math.nan
+
+
+def average_precision(target, score):
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # clips of equal score are retrieved together
+    n_tp = np.cumsum(target[order])[last]
+    return np.sum(np.diff(n_tp, prepend=0) * n_tp / (last + 1)) / n_tp[-1]
+
+
+def mean_auc(targets, scores):
+    """Mean area under the ROC over the classes with both positive and negative clips. targets, scores: (N, C)"""
+    targets, scores = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=np.float64)
+    values = [auc(np.sort(s[~t]), s[t]) for t, s in zip(targets.T, scores.T) if t.any() and not t.all()]
+    return float(np.mean(values)) if values else math.nan
+
+
+def auc(negative, positive):
+    """Part of the (positive, negative) pairs in the right order; equal scores are half right"""
+    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    return below.mean() / (2 * len(negative))

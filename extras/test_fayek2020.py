@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import metrics
 import test_avsed
-from extras import fayek2020
+from extras import fayek2020, tagging
 from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
 from extras.tagging import Part
 from test_avsed import same, tiny_rows, write_tiny, write_wav
@@ -285,7 +284,7 @@ def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
         return taken(network, optimizer, x, tags)
 
     taken = fayek2020.step
-    monkeypatch.setattr(metrics, "mean_average_precision", mean_average_precision)
+    monkeypatch.setattr(tagging, "mean_average_precision", mean_average_precision)
     monkeypatch.setattr(fayek2020, "step", step)
     network, best = fayek2020.train("x", build, inputs, parts, clips, Schedule(3, 5, (0.1, 0.01), l2=1e-5), seed=3)
     assert best == {"mAP": 0.6, "rate": 0.1, "epoch": 2}
@@ -441,14 +440,14 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
             assert np.array_equal(stored["public"][1], outputs["audio"]["public"][1])
             assert np.array_equal(stored["validation"][1], outputs["audio"]["validation"][1])
             assert (stored["public"][0] != outputs["audio"]["public"][0]).any() or name == "audio"
-        assert results[0][name]["mAP"] == metrics.mean_average_precision(tags, stored["public"])
-        assert results[0][name]["mAUC"] == metrics.mean_auc(tags, stored["public"])
+        assert results[0][name]["mAP"] == tagging.mean_average_precision(tags, stored["public"])
+        assert results[0][name]["mAUC"] == tagging.mean_auc(tags, stored["public"])
     mean = (outputs["audio"]["public"] + outputs["visual"]["public"]) / 2  # of the outputs as they are
     mean[1] = outputs["audio"]["public"][1]
     assert np.array_equal(runs[0]["average"]["public"], mean)
     assert {name for name, l2 in penalties.items() if l2} == {"regression"} and penalties["regression"] == 1e-5
-    assert results[0]["average"]["mAP"] == metrics.mean_average_precision(tags, mean)
-    assert results[0]["average"]["mAUC"] == metrics.mean_auc(tags, mean)
+    assert results[0]["average"]["mAP"] == tagging.mean_average_precision(tags, mean)
+    assert results[0]["average"]["mAUC"] == tagging.mean_auc(tags, mean)
 
     table = (out / "table.txt").read_text()
     assert table in text and "cannot be compared with the paper's" in table and "46.16" not in table
@@ -460,7 +459,7 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
     assert [line[:2] for line in lines] == [["class", "clips"], ["Cat", "1"], ["Dog", "2"]]
     weights = np.mean([arrays(out / f"attention-{seed}.npz")["audio_weight"][[0, 2], 1].mean() for seed in (0, 1)])
     assert lines[1][6] == "nan" and float(lines[2][6]) == pytest.approx(weights, abs=1e-4)  # the one cat has no video
-    precision = np.mean([metrics.mean_average_precision(tags[:, 1:], arrays(out / f"audio-{seed}.npz")["public"][:, 1:])
+    precision = np.mean([tagging.mean_average_precision(tags[:, 1:], arrays(out / f"audio-{seed}.npz")["public"][:, 1:])
                          for seed in (0, 1)])  # fmt: skip
     assert float(lines[2][2]) == pytest.approx(precision, abs=1e-4)
     assert float(lines[2][5]) == pytest.approx(float(lines[2][4]) - max(map(float, lines[2][2:4])), abs=2e-4)

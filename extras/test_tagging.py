@@ -1,12 +1,16 @@
-"""Tests of clips and their classes: which clips, with which labels, what is heard and seen of them, what is refused"""
+"""Tests of clips and their classes: which clips, with which labels, what is heard and seen of them, what is refused;
+ranking metrics
+"""
+
+import math
 
 import numpy as np
 import pytest
 
 import features
-from extras.tagging import load_tagging
+from extras.tagging import load_tagging, mean_auc, mean_average_precision
 from features import InputError
-from test_avsed import quiet, write_tiny
+from test_avsed import quiet, same, write_tiny
 
 
 def loudness(path):
@@ -108,3 +112,21 @@ def test_what_bad_input_gets(tmp_path):
     for path in (root / "visual/openl3").glob("*.npy"):
         np.save(path, np.full((64, 6), np.inf, np.float16))
     assert "no vectors of finite numbers for any clip of training" in refused(root)
+
+
+def test_average_precision_and_auc():
+    targets, scores = np.array([[1], [0], [1], [0]]), np.array([[0.9], [0.8], [0.7], [0.1]])
+    assert same(mean_average_precision(targets, scores), (1 + 2 / 3) / 2)
+    assert same(mean_auc(targets, scores), 0.75)
+    assert same(mean_auc(targets, np.zeros((4, 1))), 0.5)
+    assert same(mean_average_precision(targets, np.zeros((4, 1))), 0.5)
+    assert math.isnan(mean_auc(targets * 0, scores)) and math.isnan(mean_auc(targets * 0 + 1, scores))
+    assert math.isnan(mean_average_precision(targets * 0, scores))
+    rng = np.random.default_rng(0)
+    targets, scores = rng.random((30, 4)) < 0.3, rng.integers(0, 6, (30, 4)) / 5
+    targets[:, 3] = False  # a class without positive clip is left out
+    columns = [(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
+    pairs = [np.mean([(p > q) + 0.5 * (p == q) for p in s[t] for q in s[~t]]) for t, s in columns]
+    assert same(mean_auc(targets, scores), np.mean(pairs))
+    precisions = [np.mean([t[s >= p].mean() for p in s[t]]) for t, s in columns]  # at the rank of each positive clip
+    assert same(mean_average_precision(targets, scores), np.mean(precisions))
