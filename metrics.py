@@ -4,15 +4,16 @@ Clip-, segment- and event-based F1 (Mesaros et al. 2016, as sed_eval 0.2.1 compu
 psds_eval 0.5.3 computes it) from events or straight from frame scores, decoding of frame scores into events, tuning of
 thresholds and median filters. Numpy and scipy, nothing else of this project: copy the file.
 
-First the metrics as their papers define them, one loop for each "for every": read these. Then the same, fast, from the
-public functions down to their tools. The tests hold the two against each other.
+First come the definitions, one loop for each "for every" of the papers: read these. Then a line says that the paper
+ends. After it comes the same once more, fast: the public functions first, then their tools. The tests compare the two.
 
 Words: an event is a tuple (filename, onset, offset, event_label), times in seconds. Scores are arrays
-(N clips, T frames, C classes). An operating point is one threshold, or the list of events found with it. All times are
-compared in float64, without rounding or tolerance; limits are inclusive (<=, >=).
+(N clips, T frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
+Times are compared in float64, without rounding or tolerance; limits are inclusive (<=, >=).
 """
 
 import math
+import sys
 import warnings
 from itertools import chain, repeat
 from typing import NamedTuple
@@ -45,31 +46,36 @@ class F1(NamedTuple):
     n_tp: np.ndarray
     n_fp: np.ndarray
     n_fn: np.ndarray
+    precision: dict  # by class, as per_class; nan where nothing is estimated
+    recall: dict  # by class; nan where the reference has no events
 
 
 def f1_of_counts(counts, classes):
     """F1 (Mesaros et al. 2016) from counts: dict of label -> (true positives, estimated, in the reference).
 
-    ours: one rule for clips, segments and events. A class without reference is nan and no part of the macro mean; a
-    class with reference but without true positive scores 0; micro pools all counts, those of labels outside the
-    classes too.
+    ours: one rule for clips, segments and events. A class without reference is nan and no part of the macro mean. A
+    class with reference but without true positive scores 0. Micro pools all counts, also those of other labels.
     """
 
-    def f1(n_tp, n_est, n_ref):
+    def scores(n_tp, n_est, n_ref):
+        precision = float(n_tp / n_est) if n_est > 0 else math.nan
+        recall = float(n_tp / n_ref) if n_ref > 0 else math.nan
         if n_ref == 0:
-            return math.nan
+            return math.nan, precision, recall
         if n_tp == 0:
-            return 0.0
-        precision, recall = n_tp / n_est, n_tp / n_ref
-        return float(2 * precision * recall / (precision + recall))
+            return 0.0, precision, recall
+        return 2 * precision * recall / (precision + recall), precision, recall
 
-    per_class = {label: f1(*counts[label]) for label in classes}
+    pooled = np.array(list(counts.values()), dtype=np.int64).reshape(-1, 3).sum(axis=0)
+    per_class, precision, recall = {}, {}, {}
+    for label in classes:
+        per_class[label], precision[label], recall[label] = scores(*counts[label])
     defined = [value for value in per_class.values() if not math.isnan(value)]
     n_tp, n_est, n_ref = np.array([counts[label] for label in classes], dtype=np.int64).reshape(-1, 3).T
     return F1(
-        micro=f1(*map(sum, zip(*counts.values()))) if counts else math.nan,
+        micro=scores(*pooled)[0],
         macro=float(np.mean(defined)) if defined else math.nan,
-        per_class=per_class, n_tp=n_tp, n_fp=n_est - n_tp, n_fn=n_ref - n_tp,
+        per_class=per_class, n_tp=n_tp, n_fp=n_est - n_tp, n_fn=n_ref - n_tp, precision=precision, recall=recall,
     )  # fmt: skip
 
 
@@ -131,12 +137,15 @@ def event_f1_by_definition(reference, estimated, classes, t_collar=0.2, percenta
 
     counts = {}
     for label in all_labels(classes, reference, estimated):
-        ref, est = ([event for event in events if event[3] == label] for events in (reference, estimated))
+        ref = [event for event in reference if event[3] == label]
+        est = [event for event in estimated if event[3] == label]
         n_tp = 0
         for file in {name for name, *_ in ref}:
-            partner, here = {}, [event for event in est if event[0] == file]
+            est_of_file = [event for event in est if event[0] == file]
+            partner = {}  # index of an estimated event -> its reference event
             for event in ref:
-                n_tp += event[0] == file and find_partner(event, here, partner, set())
+                if event[0] == file and find_partner(event, est_of_file, partner, set()):
+                    n_tp += 1
         counts[label] = n_tp, len(est), len(ref)
     return f1_of_counts(counts, classes)
 
@@ -235,8 +244,8 @@ def scores_to_events(scores, filenames, classes, threshold, window, frame_hop, d
     seconds = _seconds(filenames, durations)[n]
     onset, offset = begin * frame_hop, np.minimum(end * frame_hop, seconds)
     inside = onset < seconds  # ours: nothing begins after the clip's end
-    columns = (x[inside].tolist() for x in (n, c, onset, offset))
-    return [(filenames[n], onset, offset, classes[c]) for n, c, onset, offset in zip(*columns)]
+    rows = zip(n[inside].tolist(), onset[inside].tolist(), offset[inside].tolist(), c[inside].tolist())
+    return [(filenames[n], onset, offset, classes[c]) for n, onset, offset, c in rows]
 
 
 def median_filter(active, window):
@@ -284,10 +293,37 @@ def _seconds(filenames, durations):
     return np.array([durations.get(name, CLIP_SECONDS) for name in filenames], dtype=np.float64)
 
 
-# --- the same, fast, for all thresholds at once -----------------------------------------------------------------------
-# speed: everything from here to "tuning". What an event is does not depend on the other thresholds, so each different
-# event is looked at once, class by class, together with the range of operating points at which it exists. Everything is
-# counted from such ranges.
+# --- tuning: definition -----------------------------------------------------------------------------------------------
+
+
+def tune_by_definition(scores, filenames, ground_truth, durations, classes, frame_hop, f1):
+    """Per class, the threshold and the median window with the best F1 on these data. Boes 2022, Sec. 3.1.3.
+
+    scores: (N, T, C); f1: event_f1 or segment_f1, or either .._by_definition. Returns thresholds (C,), windows (C,).
+    ours: the rule for ties. Where several pairs score best, the smallest window is taken. Where it has several
+    thresholds that score best, the one nearest to 0.5 is taken. Of two that are equally near, the lower one is taken.
+    So a class without ground truth gets window 1 and threshold 0.5.
+    """
+    in_order = sorted(TUNING_THRESHOLDS, key=lambda x: (round(abs(x - 0.5), 6), x))  # 0.5, 0.4, 0.6, 0.3 ... 0.9
+    thresholds, windows = [], []
+    for c, label in enumerate(classes):
+        series, truth = scores[:, :, c : c + 1], [event for event in ground_truth if event[3] == label]
+        best = -1.0
+        for window in TUNING_WINDOWS:
+            for threshold in in_order:
+                found = scores_to_events(series, filenames, [label], threshold, window, frame_hop, durations)
+                score = f1(truth, found, [label]).per_class[label]
+                score = 0.0 if math.isnan(score) else score
+                if score > best:  # an equal one that comes later is not taken
+                    best, best_threshold, best_window = score, threshold, window
+        thresholds.append(best_threshold)
+        windows.append(best_window)
+    return np.array(thresholds), np.array(windows)
+
+
+# === The paper ends here. The same follows once more, fast: for all thresholds at once ================================
+# speed: what an event is does not depend on the other thresholds. So each different event is looked at once, class by
+# class, together with the range of operating points at which it exists. Everything is counted from such ranges.
 
 
 def segment_f1(reference, estimated, classes, durations=None, time_resolution=1.0):
@@ -309,8 +345,7 @@ def segment_f1(reference, estimated, classes, durations=None, time_resolution=1.
 def event_f1(reference, estimated, classes, t_collar=0.2, percentage_of_length=0.2):
     """Event-based F1. Boes 2022, Sec. 3.1.4: EBF1 is its .macro.
 
-    An estimated event may be paired with a reference event of its file and class if their onsets differ by at most
-    t_collar (seconds) and their offsets by at most max(t_collar, percentage_of_length * length of the reference event).
+    Onsets may differ by t_collar seconds, offsets by max(t_collar, percentage_of_length * length of the reference).
     equals: event_f1_by_definition
     """
     ref, est, _, labels = _two_tables(reference, estimated, classes)
@@ -321,53 +356,117 @@ def event_f1(reference, estimated, classes, t_collar=0.2, percentage_of_length=0
     return f1_of_counts(counts, classes)
 
 
-def psds(
-    ground_truth, detections, durations, classes,
-    *, dtc_threshold, gtc_threshold, cttc_threshold, alpha_ct, alpha_st, max_efpr, ct_divisor="C-1",
-):  # fmt: skip
+def psds(ground_truth, detections, durations, classes, **criteria):
     """Polyphonic sound detection score (Bilen et al. 2020) in 0..1; nan without ground truth. Call it with **PSDS1.
 
     ground_truth: events; detections: a list of event lists, one per operating point; durations: filename -> seconds of
-    every clip; max_efpr: false positives per hour; ct_divisor: "C-1" as psds_eval 0.5, "C" as its older versions.
+    every clip; criteria: those of Table 4, max_efpr in false positives per hour, and ct_divisor: "C-1" as psds_eval
+    0.5, "C" as its older versions.
     equals: psds_by_definition
     """
+    efpr, _, etpr = psd_roc(ground_truth, detections, durations, classes, **criteria)
+    return _area(efpr, etpr, criteria["max_efpr"])
+
+
+def psd_roc(ground_truth, detections, durations, classes, **criteria):
+    """The steps whose area is PSDS -> efpr (X,), tpr (classes, X), etpr (X,). Arguments as for `psds`.
+
+    efpr: effective false positives per hour, in ascending order from 0 (or what rounding makes of it: rates are sums).
+        What holds at efpr[i] holds until efpr[i + 1], the last until max_efpr.
+    tpr: true positive rate of each class. Its area is np.diff(efpr, append=max_efpr) @ tpr[c] / max_efpr.
+    etpr: effective true positive rate: mean - alpha_st * deviation of tpr over the classes, never below 0
+    ours: a class without ground truth has a row of nan in tpr, and no part in etpr; etpr is nan if there is none at all
+    """
+    criteria = _Criteria(**criteria)
     point = np.repeat(np.arange(len(detections)), [len(events) for events in detections])
     found = _columns(list(chain.from_iterable(detections)))
     truth = _Truth(ground_truth, durations, classes, found[0])
-    criteria = dtc_threshold, gtc_threshold, cttc_threshold, alpha_ct, max_efpr, ct_divisor
     tables = _disjoint_tables(found, truth.files, classes, "detections", point)
-    return _area([_curve(det, c, len(detections), truth, *criteria) for c, det in tables], alpha_st, max_efpr)
+    curves = [_curve(table, c, len(detections), truth, criteria) for c, table in enumerate(tables)]
+    return _roc(curves, criteria)
 
 
 def psds_from_scores(
-    scores, filenames, ground_truth, durations, classes, frame_hop, window=1, thresholds=THRESHOLDS_50,
-    *, alpha_st, max_efpr, **criteria,
-):  # fmt: skip
+    scores, filenames, ground_truth, durations, classes, frame_hop, window=1, thresholds=THRESHOLDS_50, **criteria
+):
     """PSDS of the events that scores_to_events finds at each of the thresholds.
 
-    scores: (N, T, C); frame_hop: seconds; window: odd number of frames or (C,); thresholds: None for all that make a
-    difference, see exact_psds_from_scores; the rest as for `psds`.
+    scores: (N, T, C); frame_hop: seconds; window: odd number of frames or (C,); thresholds: (K,), or None for all that
+    make a difference, see exact_psds_from_scores; the rest as for `psds`.
     equals: psds(ground_truth, [scores_to_events(scores, .., threshold, window, ..) for threshold in thresholds], ..)
+
+    Time grows with N x T x C, up to half a microsecond for each score, on one core. It hardly grows with K, as there
+    are no more events than runs of equal frames: 5000 thresholds take twice as long as 50. Classes are worked on one by
+    one, so memory grows with N x T: 100 to 200 bytes for each frame of a class, and as many for each event of the
+    ground truth.
     """
+    data = scores, filenames, ground_truth, durations, classes, frame_hop, window, thresholds
+    efpr, _, etpr = psd_roc_from_scores(*data, **criteria)
+    return _area(efpr, etpr, criteria["max_efpr"])
+
+
+def psd_roc_from_scores(
+    scores, filenames, ground_truth, durations, classes, frame_hop, window=1, thresholds=THRESHOLDS_50, **criteria
+):
+    """The steps whose area is psds_from_scores, as `psd_roc` returns them. Arguments as for psds_from_scores."""
+    criteria = _Criteria(**criteria)
     scores, window = _checked(scores, filenames, classes), _per_class(window, len(classes))
     truth, seconds = _Truth(ground_truth, durations, classes, filenames), _seconds(filenames, durations)
     peaks, curves = scores.max(axis=1), []
-    exact, points = thresholds is None, np.unique(np.asarray(thresholds, dtype=np.float64))
     for c in range(len(classes)):
-        if exact:  # score > threshold then means score >= value, for every value of the class
+        if thresholds is None:  # score > threshold then means score >= value, for every value of the class
             points = np.append(-np.inf, np.unique(scores[:, :, c].astype(np.float64))[:-1])
+        else:
+            points = np.unique(np.asarray(thresholds, dtype=np.float64))
         det = _events_of_all_thresholds(*_levels(scores, peaks, c, points), window[c], frame_hop, seconds)
-        curves.append(_curve(det, c, len(points), truth, max_efpr=max_efpr, **criteria))
-    return _area(curves, alpha_st, max_efpr)
+        curves.append(_curve(det, c, len(points), truth, criteria))
+    return _roc(curves, criteria)
 
 
 def exact_psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window=1, **criteria):
     """psds_from_scores with every threshold that makes a difference: each class has all its scores as thresholds.
 
     As sed_scores_eval, which rounds to 6 decimals, so that ties may differ. ours: a number of its own, never to be
-    compared with the PSDS of 50 thresholds.
+    compared with the PSDS of 50 thresholds. It takes two to four times as long as that, and at most twice the memory.
     """
     return psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window, None, **criteria)
+
+
+def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric):
+    """Per class, the threshold and the median window with the best score on these data. Boes 2022, Sec. 3.1.3.
+
+    metric: what each class is tuned by.
+    "segment", "event": ours: its own F1, over all pairs of threshold and window. equals: tune_by_definition
+    "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1
+    "psds1", "psds2": over all windows; ours: by the area under the class's own PSD-ROC, where cross-triggers count and
+        alpha_st, which compares classes, does not
+
+    scores: (N, T, C), but for "clip". Ties: the rule of tune_by_definition.
+    Returns thresholds (C,), which is None for PSDS with its fixed thresholds, and windows (C,) int.
+    """
+    scores = _checked(scores, filenames, classes, 2 if metric == "clip" else 3)
+    if metric == "clip":
+        return _tune_clip(scores, filenames, ground_truth, classes), np.ones(len(classes), dtype=np.int64)
+    if metric in ("psds1", "psds2"):
+        criteria = _Criteria(**(PSDS1 if metric == "psds1" else PSDS2))
+        return None, _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, criteria)
+    if metric not in ("event", "segment"):
+        raise ValueError(f"metric {metric!r}: needs clip, segment, event, psds1 or psds2")
+    columns, seconds, peaks = _columns(ground_truth), _seconds(filenames, durations), scores.max(axis=1)
+    files = _index(chain(filenames, columns[0]))
+    K, never = len(TUNING_THRESHOLDS), np.full(len(files), np.inf)
+    thresholds, windows = [], []
+    for c, ref in enumerate(_tables(columns, files, classes)):
+        clips, level = _levels(scores, peaks, c, TUNING_THRESHOLDS)
+        f1 = []
+        for window in TUNING_WINDOWS:
+            est = _events_of_all_thresholds(clips, level, window, frame_hop, seconds)  # of all nine thresholds
+            counts = _event_counts(ref, est, K) if metric == "event" else _segment_counts(ref, est, K, 1.0, never)
+            f1.append(_f1(*counts))  # (9,)
+        window, threshold = _best(np.stack(f1))
+        windows.append(TUNING_WINDOWS[window])
+        thresholds.append(TUNING_THRESHOLDS[threshold])
+    return np.array(thresholds), np.array(windows)
 
 
 # --- tables of events -------------------------------------------------------------------------------------------------
@@ -394,7 +493,13 @@ def _columns(events):
 def _tables(columns, files, classes, point=None):
     """Columns -> for each class a _Table in the order of operating points, files, onsets. Other labels are dropped.
 
-    files: name -> index; point: operating point of each event, all 0 unless given
+    files: name -> index; point: operating point of each event, all 0 unless given. With files a: 0, b: 1:
+
+        name  onset  offset  label  point           file  onset  offset  first  stop
+        b       1      2       A      0             0       5      6       0      1
+        a       5      6       A      0     ->      1       1      2       0      1       the table of A
+        a       0      3       A      1             0       0      3       1      2
+        a       2      4       B      0             0       2      4       0      1       the table of B
     """
     name, onset, offset, label = columns
     file = np.fromiter(map(files.get, name), dtype=np.int64, count=len(name))
@@ -429,29 +534,45 @@ def _index(names):
 
 def _mention(names, known, fate):
     """Warn of names that are not known: how many, which, and what becomes of them"""
-    unknown = sorted(set(names).difference(known))
+    unknown = set(names).difference(known)
     if unknown:
-        count = len(names) - sum(map(set(known).__contains__, names))
-        warnings.warn(f"{count} {fate}: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}", stacklevel=4)
+        count = sum(name in unknown for name in names)
+        _warn(f"{count} {fate}: {', '.join(sorted(unknown)[:5])}{' ...' if len(unknown) > 5 else ''}")
 
 
-def _ranges(first, stop):
-    """All integers n of the ranges first[i] <= n < stop[i], one range after the other -> (i, n)"""
-    length = np.maximum(stop - first, 0)
+def _warn(message):
+    """Warn, and name the line outside this file that the call came from"""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals is globals():
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _ranges(low, high):
+    """All integers n of the ranges low[i] <= n < high[i], one range after the other -> (i, n)
+
+    low 3 7, high 5 8 -> i 0 0 1, n 3 4 7
+    """
+    length = np.maximum(high - low, 0)
     i = np.repeat(np.arange(len(length)), length)
-    return i, np.arange(len(i)) + np.repeat(first - (np.cumsum(length) - length), length)
+    return i, np.arange(len(i)) + np.repeat(low - (np.cumsum(length) - length), length)
 
 
-def _alive(first, stop, n, weights=None):
-    """Number (or summed weight) of the ranges first <= k < stop that hold k, for k = 0 .. n - 1"""
-    return np.cumsum(np.bincount(first, weights, n + 1) - np.bincount(stop, weights, n + 1))[:n]
+def _count_at_points(first, stop, K, weights=None):
+    """How many events (or the sum of their weights) exist at each of K operating points -> (K,)"""
+    return np.cumsum(np.bincount(first, weights, K + 1) - np.bincount(stop, weights, K + 1))[:K]
 
 
 def _on_one_axis(place, time, longest):
-    """Positions of (place, time) on one axis, where each place (a file, say) has a stretch of `longest` seconds.
+    """Positions of (place, time) on one axis, where each place (a file, say) has a stretch of `longest` seconds:
 
-    They are rounded, and cut before the end of the stretch: good for looking up neighbours to SLACK seconds at once in
-    all places. What is found is compared by its exact times afterwards.
+        place          0             1             2
+                 |-------------|-------------|-------------|
+        time     0   3         0   3         0   3                      longest = 10
+        position 0   3         10  13        20  23
+
+    So one sorted array serves to look up neighbours in all places at once. Positions are rounded, and cut before the
+    end of the stretch: neighbours are looked up to SLACK seconds, then compared by their places and exact times.
     """
     return place * longest + np.minimum(time, longest - 0.5)
 
@@ -529,10 +650,10 @@ def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     """One class at K operating points -> true positives (K,), estimated events (K,), reference events"""
     longest, near = ref.onset.max(initial=0) + t_collar + 1, t_collar + SLACK
     onset, wanted = _on_one_axis(ref.file, ref.onset, longest), _on_one_axis(est.file, est.onset, longest)
-    first, stop = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
-    if (stop - first).sum() > MANY_PAIRS:
+    low, high = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
+    if (high - low).sum() > MANY_PAIRS:
         raise MemoryError(f"{len(onset)} and {len(wanted)} events of one class crowd a few moments; are rows repeated?")
-    e, r = _ranges(first, stop)
+    e, r = _ranges(low, high)
     collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))[r]
     fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar)
     fits &= ref.file[r] == est.file[e]
@@ -540,7 +661,7 @@ def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     # each pair at each operating point, all of them matched in one go: event r at point k is the number r * K + k
     pair, k = _ranges(est.first[e], est.stop[e])
     matched = _matched(r[pair] * K + k, e[pair] * K + k)
-    return np.bincount(matched % K, minlength=K), _alive(est.first, est.stop, K), len(ref.file)
+    return np.bincount(matched % K, minlength=K), _count_at_points(est.first, est.stop, K), len(ref.file)
 
 
 def _matched(a, b):
@@ -555,22 +676,37 @@ def _matched(a, b):
 
 
 def _segment_counts(ref, est, K, time_resolution, n_segments):
-    """As _event_counts, of segments. n_segments: (files,), where files are cut"""
-    # What is active changes only where an event begins or ends: so the stretches of segments between such places are
-    # looked at, not the segments, of which an event may have billions. Column 0 counts the reference events there,
-    # column s the estimated ones that stop at operating point s.
-    file, column = np.append(ref.file, est.file), np.append(np.zeros_like(ref.file), est.stop)
-    first = np.floor(np.append(ref.onset, est.onset) / time_resolution)
-    stop = np.ceil(np.append(ref.offset, est.offset) / time_resolution)
-    n = int(stop.max(initial=0)) + 1  # segment s of a file is the number file * n + s
-    ends = [file * n + np.minimum(x, n_segments[file]).astype(np.int64) for x in (first, stop)]
-    place, edge = np.unique(np.concatenate(ends), return_inverse=True)
-    change = np.repeat([1, -1], len(file))
-    change = np.bincount(edge * (K + 1) + np.tile(column, 2), change, len(place) * (K + 1)).reshape(-1, K + 1)
+    """As _event_counts, of segments. n_segments: (files,), where files are cut.
+
+    What is active changes only at an edge, where an event begins or ends. So not the segments are looked at, of which
+    an event may have billions, but the stretches from edge to edge. One file, K = 2 operating points:
+
+        segment              0   1   2   3   4   5
+        reference                |-----------|
+        found at point 1             |-------|            stop 2
+        found at point 0             |-----------|        stop 1
+        edges                    1   2       4   5
+        segments to the next     1   2       1
+        in the reference         yes yes     no
+        found at point 0         no  yes     yes          where the highest stop is above 0
+        found at point 1         no  yes     no           where it is above 1
+
+    So the true positives are 2 and 2, the estimated segments 3 and 2, those of the reference 3.
+    """
+    file = np.append(ref.file, est.file)
+    column = np.append(np.zeros_like(ref.file), est.stop)  # 0: the reference; s: estimated events with stop s
+    begin = np.floor(np.append(ref.onset, est.onset) / time_resolution)
+    end = np.ceil(np.append(ref.offset, est.offset) / time_resolution)
+    n = int(end.max(initial=0)) + 1  # segment s of a file is the number file * n + s
+    begin = file * n + np.minimum(begin, n_segments[file]).astype(np.int64)
+    end = file * n + np.minimum(end, n_segments[file]).astype(np.int64)
+    edge, index = np.unique(np.append(begin, end), return_inverse=True)
+    change = np.repeat([1, -1], len(file))  # one event more where it begins, one less where it ends
+    change = np.bincount(index * (K + 1) + np.append(column, column), change, len(edge) * (K + 1)).reshape(-1, K + 1)
     active = np.cumsum(change, axis=0) > 0  # (stretches, K + 1)
-    length = np.diff(place, append=place[-1:])
+    length = np.diff(edge, append=edge[-1:])
     truth = active[:, 0]
-    # Events only grow while the threshold falls, so a segment is active up to the highest stop of all its events.
+    # events only grow while the threshold falls: what is found at a point is found at all lower points
     found = np.maximum.accumulate(active[:, :0:-1], axis=1)[:, ::-1]  # (stretches, K)
     return length[truth] @ found[truth], length @ found, int(length @ truth)
 
@@ -578,13 +714,25 @@ def _segment_counts(ref, est, K, time_resolution, n_segments):
 # --- the PSD-ROC ------------------------------------------------------------------------------------------------------
 
 
+class _Criteria(NamedTuple):
+    """What `psd_roc` is asked for"""
+
+    dtc_threshold: float
+    gtc_threshold: float
+    cttc_threshold: float
+    alpha_ct: float
+    alpha_st: float
+    max_efpr: float
+    ct_divisor: str = "C-1"
+
+
 class _Truth:
     """Ground truth events of all classes, without overlaps, in the order of their places: file * C + class.
 
     files: name -> index; durations: of the files
-    place, onset, offset: of each event; begin, end: its times on the axis of `_on_one_axis`
+    place, onset, offset: of each event; onset_on_axis, offset_on_axis: positions as of `_on_one_axis`
     n_events, seconds: of each class
-    occupied: whether a place has an event; groups: the places that have
+    occupied: whether a place has an event; places: those that have
     """
 
     def __init__(self, ground_truth, durations, classes, names):
@@ -597,19 +745,20 @@ class _Truth:
         if not self.durations.sum() > 0:
             raise ValueError("durations: needs the seconds of every clip, to count false positives per hour")
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
-        cls = np.repeat(np.arange(C), [len(table.file) for _, table in tables])
-        file, onset, offset = (np.concatenate([t[i] for _, t in tables] or [np.zeros(0)]) for i in range(3))
-        place = file.astype(np.int64) * C + cls
+        cls = np.repeat(np.arange(C), [len(table.file) for table in tables])
+        onset = np.concatenate([np.zeros(0), *(table.onset for table in tables)])
+        offset = np.concatenate([np.zeros(0), *(table.offset for table in tables)])
+        place = np.concatenate([np.zeros(0, np.int64), *(table.file * C + c for c, table in enumerate(tables))])
         order = np.lexsort((onset, place))
         self.place, self.onset, self.offset = place[order], onset[order], offset[order]
         self.longest = offset.max(initial=0) + 1
-        self.begin = _on_one_axis(self.place, self.onset, self.longest)
-        self.end = _on_one_axis(self.place, self.offset, self.longest)
+        self.onset_on_axis = _on_one_axis(self.place, self.onset, self.longest)
+        self.offset_on_axis = _on_one_axis(self.place, self.offset, self.longest)
         self.n_events = np.bincount(cls, minlength=C)
         self.seconds = np.bincount(cls, offset - onset, minlength=C)
         self.occupied = np.zeros(len(self.files) * C, dtype=bool)
         self.occupied[place] = True
-        self.groups = np.flatnonzero(self.occupied)
+        self.places = np.flatnonzero(self.occupied)
 
     def intersections(self, place, onset, offset):
         """All pairs of an interval and an event of its place that share time -> (interval, event, seconds shared).
@@ -618,9 +767,9 @@ class _Truth:
         after its onset to the last that begins before its offset.
         """
         i = np.flatnonzero(self.occupied[place])
-        first = np.searchsorted(self.end, _on_one_axis(place[i], onset[i], self.longest) - SLACK)
-        stop = np.searchsorted(self.begin, _on_one_axis(place[i], offset[i], self.longest) + SLACK)
-        pair, r = _ranges(first, stop)
+        low = np.searchsorted(self.offset_on_axis, _on_one_axis(place[i], onset[i], self.longest) - SLACK)
+        high = np.searchsorted(self.onset_on_axis, _on_one_axis(place[i], offset[i], self.longest) + SLACK)
+        pair, r = _ranges(low, high)
         i = i[pair]
         shared = np.minimum(offset[i], self.offset[r]) - np.maximum(onset[i], self.onset[r])
         real = (shared > 0) & (place[i] == self.place[r])
@@ -628,64 +777,66 @@ class _Truth:
 
 
 def _disjoint_tables(columns, files, classes, what, point=None):
-    """Yield (class, _Table) of all classes, after merge_overlaps at every operating point"""
+    """Yield a _Table for each class, after merge_overlaps at every operating point. what: a name for these events"""
     n_merged = 0
-    for c, table in enumerate(_tables(columns, files, classes, point)):
+    for table in _tables(columns, files, classes, point):
         table = table.take(table.onset < table.offset)
-        place = table.first * len(files) + table.file
-        same_place, overlap = place[1:] == place[:-1], table.onset[1:] < table.offset[:-1]
+        group = table.first * len(files) + table.file  # one number for an operating point and a file
+        same_group, overlap = group[1:] == group[:-1], table.onset[1:] < table.offset[:-1]
         identical = (table.onset[1:] == table.onset[:-1]) & (table.offset[1:] == table.offset[:-1])
-        if (clash := same_place & overlap & ~identical).any():  # speed: rare, so done by the definition, there only
-            mixed = np.isin(place, place[1:][clash])
-            rows = zip(place[mixed].tolist(), table.onset[mixed].tolist(), table.offset[mixed].tolist(), repeat(c))
+        clash = same_group & overlap & ~identical
+        if clash.any():  # speed: rare, so done by the definition, in these groups only
+            mixed = np.isin(group, group[1:][clash])
+            rows = zip(group[mixed].tolist(), table.onset[mixed].tolist(), table.offset[mixed].tolist(), repeat(""))
             merged = merge_overlaps(list(rows))
             n_merged += np.count_nonzero(mixed) - len(merged)
-            place, onset, offset, _ = map(np.array, zip(*merged))
-            merged = _Table(place % len(files), onset, offset, place // len(files), place // len(files) + 1)
-            table = _Table(*map(np.concatenate, zip(table.take(~mixed), merged)))
-        yield c, table
+            group, onset, offset, _ = map(np.array, zip(*merged))
+            merged = _Table(group % len(files), onset, offset, group // len(files), group // len(files) + 1)
+            table = _Table(*(np.append(a, b) for a, b in zip(table.take(~mixed), merged)))
+        yield table
     if n_merged:
-        warnings.warn(f"PSDS merged {n_merged} {what} with overlapping ones of their class", stacklevel=4)
+        _warn(f"PSDS merged {n_merged} {what} with overlapping ones of their class")
 
 
-def _curve(
-    det, c, K, truth, dtc_threshold, gtc_threshold, cttc_threshold, alpha_ct, max_efpr, ct_divisor="C-1"
-):
+def _curve(det, c, K, truth, criteria):
     """Points of the PSD-ROC of class c that rise above those before: eFPR (per hour), TPR; None without ground truth.
 
     det: its detections at K operating points. What a detection is (DTC, false positive, cross-trigger) does not depend
     on the others, so it is found out once, and counts wherever the detection exists.
     """
-    if ct_divisor not in ("C-1", "C"):
-        raise ValueError(f"ct_divisor {ct_divisor!r}: needs 'C-1' or 'C'")
+    if criteria.ct_divisor not in ("C-1", "C"):
+        raise ValueError(f"ct_divisor {criteria.ct_divisor!r}: needs 'C-1' or 'C'")
     if truth.n_events[c] == 0:
         return None
     C, length = len(truth.n_events), det.offset - det.onset
 
     # DTC: d passes if the ground truth of its class covers enough of it, sum of |d n r| / |d| >= dtc_threshold
     d, r, shared = truth.intersections(det.file * C + c, det.onset, det.offset)
-    passes = _reaches(np.bincount(d, shared / length[d], len(length)), dtc_threshold)
+    passes = _reaches(np.bincount(d, shared / length[d], len(length)), criteria.dtc_threshold)
 
     # GTC: r is a true positive where detections that pass the DTC cover enough of it, sum of |d n r| / |r|
-    good, covered_event = d[passes[d]], r[passes[d]]
-    share = shared[passes[d]] / (truth.offset - truth.onset)[covered_event]
-    n_tp = _alive(*_where_covered(covered_event, share, det.first[good], det.stop[good], K, gtc_threshold), K)
+    d, r, shared = d[passes[d]], r[passes[d]], shared[passes[d]]
+    share = shared / (truth.offset - truth.onset)[r]
+    n_tp = _count_at_points(*_where_covered(r, share, det.first[d], det.stop[d], K, criteria.gtc_threshold), K)
 
     # FP: d fails the DTC and lies, at least partly, within its clip
     false = ~passes & (det.onset < truth.durations[det.file])
-    efpr = fpr = _alive(det.first[false], det.stop[false], K) * 3600 / truth.durations.sum()  # per hour
-    if alpha_ct:
+    efpr = fpr = _count_at_points(det.first[false], det.stop[false], K) * 3600 / truth.durations.sum()  # per hour
+    if criteria.alpha_ct:
         # CTTC: d, failing the DTC, triggers class k if the ground truth of k covers enough of it
-        in_use = np.append(0, np.cumsum(fpr <= max_efpr))  # speed: no need to look where fpr is too high already
+        # speed: not asked of those that exist only at points whose fpr is too high already
+        in_use = np.append(0, np.cumsum(fpr <= criteria.max_efpr))
         failing = det.take(np.flatnonzero(~passes & (in_use[det.first] < in_use[det.stop])))
-        d, k = _cross_triggers(failing, c, truth, cttc_threshold)
+        d, k = _cross_triggers(failing, c, truth, criteria.cttc_threshold)
         rate = 3600 / truth.seconds[k]  # per hour of ground truth of class k
-        ctr = _alive(failing.first[d], failing.stop[d], K, rate)
+        ctr = _count_at_points(failing.first[d], failing.stop[d], K, rate)
         n_classes = np.count_nonzero(truth.n_events)
-        efpr = fpr + alpha_ct * ctr / (max(n_classes - 1, 1) if ct_divisor == "C-1" else n_classes)
+        divisor = max(n_classes - 1, 1) if criteria.ct_divisor == "C-1" else n_classes
+        efpr = fpr + criteria.alpha_ct * ctr / divisor
 
+    # in the order of eFPR, those with more true positives than all before
     order = np.lexsort((-n_tp, efpr))
-    order = order[efpr[order] <= max_efpr]
+    order = order[efpr[order] <= criteria.max_efpr]
     best = np.maximum.accumulate(np.append(0, n_tp[order]))
     rises = order[best[1:] > best[:-1]]
     return efpr[rises], n_tp[rises] / truth.n_events[c]
@@ -696,18 +847,23 @@ def _reaches(share, threshold):
 
 
 def _where_covered(r, share, first, stop, K, threshold):
-    """Pairs of a ground truth event r and a detection that covers this share of it at points first <= k < stop.
+    """Where do detections, together, cover at least this share of a ground truth event?
 
-    -> the stretches of operating points where an event's shares reach the threshold: their first, their stop
+    Pair i: a detection that exists from first[i] until stop[i] covers share[i] of event r[i]. The sum of an event's
+    shares changes only at an edge, where one of its detections begins or ceases to exist:
 
-        detection 1 of r    |-----------------|             share 0.4
-        detection 2 of r           |---------------|        share 0.5
-        sum over r          | 0.4  |   0.9    | 0.5|        it changes where a detection begins or ends, nowhere else
+        operating point         0    1    2    3    4    5    6
+        detection 1 of r        |--------------|                    share 0.4
+        detection 2 of r             |--------------|               share 0.5
+        edges                   0    1         3    4
+        sum until the next      0.4  0.9       0.5  0
+
+    Returns the ranges of points whose sum reaches the threshold: if it is 0.5, those from 1 until 3, from 3 until 4.
     """
-    first, stop = r * (K + 1) + first, r * (K + 1) + stop  # operating point k of event r is r * (K + 1) + k
-    edge = np.sort(np.append(first, stop))  # where two are equal, the stretch between them is empty
-    pair, stretch = _ranges(np.searchsorted(edge, first), np.searchsorted(edge, stop))
-    covered = np.flatnonzero(_reaches(np.bincount(stretch, share[pair], len(edge)), threshold))
+    begin, end = r * (K + 1) + first, r * (K + 1) + stop  # all events on one axis: point k of r is r * (K + 1) + k
+    edge = np.sort(np.append(begin, end))  # speed: not np.unique; what lies between two equal edges is empty
+    pair, e = _ranges(np.searchsorted(edge, begin), np.searchsorted(edge, end))  # a pair counts from begin to end
+    covered = np.flatnonzero(_reaches(np.bincount(e, share[pair], len(edge)), threshold))
     return edge[covered] % (K + 1), edge[covered + 1] % (K + 1)
 
 
@@ -715,94 +871,44 @@ def _cross_triggers(det, c, truth, cttc_threshold):
     """-> (detection, other class that it triggers), every such pair"""
     C = len(truth.n_events)
     # the places of a detection's file that hold ground truth, of whatever class
-    d, g = _ranges(np.searchsorted(truth.groups, det.file * C), np.searchsorted(truth.groups, (det.file + 1) * C))
-    other = truth.groups[g] % C != c
-    d, place = d[other], truth.groups[g[other]]
+    low, high = np.searchsorted(truth.places, det.file * C), np.searchsorted(truth.places, (det.file + 1) * C)
+    d, i = _ranges(low, high)
+    other = truth.places[i] % C != c
+    d, place = d[other], truth.places[i[other]]
     i, _, shared = truth.intersections(place, det.onset[d], det.offset[d])
     triggers = _reaches(np.bincount(i, shared / (det.offset - det.onset)[d[i]], len(d)), cttc_threshold)
     return d[triggers], place[triggers] % C
 
 
-def _area(curves, alpha_st, max_efpr):
-    """PSDS: mean area under the effective TPR = mean - alpha_st * std over the classes, never below 0"""
-    curves = [curve for curve in curves if curve is not None]  # ours: a class without ground truth is left out
-    if not curves:
-        return math.nan
-    x = np.unique(np.concatenate([[0.0], *(efpr for efpr, _ in curves)]))
-    tpr = np.stack([_steps(*curve, x) for curve in curves])  # (classes, X)
-    etpr = np.maximum(tpr.mean(axis=0) - alpha_st * tpr.std(axis=0), 0)
-    return float((np.diff(x, append=max_efpr) * etpr).sum() / max_efpr)
+def _roc(curves, criteria):
+    """Curves of the classes, of `_curve` -> what `psd_roc` returns"""
+    known = [curve for curve in curves if curve is not None]
+    has_truth = np.array([curve is not None for curve in curves], dtype=bool)
+    efpr = np.unique(np.concatenate([[0.0], *(x for x, _ in known)]))
+    tpr = np.full((len(curves), len(efpr)), math.nan)
+    for c in np.flatnonzero(has_truth):
+        x, y = curves[c]
+        # at each efpr the TPR of the curve's last point up to there, 0 before its first point
+        tpr[c] = np.append(0.0, y)[np.searchsorted(x, efpr, side="right")]
+    if not known:
+        return efpr, tpr, np.full(len(efpr), math.nan)
+    etpr = tpr[has_truth].mean(axis=0) - criteria.alpha_st * tpr[has_truth].std(axis=0)
+    return efpr, tpr, np.maximum(etpr, 0)
 
 
-def _steps(efpr, tpr, x):
-    """A curve's TPR at each x: that of its last point up to there, 0 before the first"""
-    return np.append(0.0, tpr)[np.searchsorted(efpr, x, side="right")]
+def _area(efpr, etpr, max_efpr):
+    """Of the steps of `psd_roc`, in 0..1"""
+    return float((np.diff(efpr, append=max_efpr) * etpr).sum() / max_efpr)
 
 
-# --- tuning -----------------------------------------------------------------------------------------------------------
-
-
-def tune_by_definition(scores, filenames, ground_truth, durations, classes, frame_hop, f1):
-    """`tune` for "event" and "segment": for every class the best of all pairs, by f1: event_f1 or segment_f1"""
-    thresholds, windows = [], []
-    for c, label in enumerate(classes):
-        truth, tried = [event for event in ground_truth if event[3] == label], []
-        for window in TUNING_WINDOWS:
-            for threshold in sorted(TUNING_THRESHOLDS, key=lambda x: round(abs(x - 0.5), 6)):  # 0.4 is as near as 0.6
-                found = scores_to_events(
-                    scores[:, :, c : c + 1], filenames, [label], threshold, window, frame_hop, durations
-                )
-                tried.append((np.nan_to_num(f1(truth, found, [label]).per_class[label]), threshold, window))
-        _, threshold, window = max(tried, key=lambda x: x[0])  # the first of equals
-        thresholds.append(threshold)
-        windows.append(window)
-    return np.array(thresholds), np.array(windows)
-
-
-def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric):
-    """Per class, the threshold and the median window with the best score on these data. Boes 2022, Sec. 3.1.3.
-
-    metric: what each class is tuned by.
-    "segment", "event": ours: its own F1, over all pairs of threshold and window. equals: tune_by_definition
-    "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1
-    "psds1", "psds2": over all windows; ours: by the area under the class's own PSD-ROC, where cross-triggers count and
-        alpha_st, which compares classes, does not
-
-    scores: (N, T, C), but for "clip".
-    Returns thresholds (C,), which is None for PSDS with its fixed thresholds, and windows (C,) int.
-    ours: of equals the smallest window, then the threshold nearest 0.5, then the lower one; so a class without ground
-    truth gets threshold 0.5 and window 1.
-    """
-    scores = _checked(scores, filenames, classes, 2 if metric == "clip" else 3)
-    if metric == "clip":
-        return _tune_clip(scores, filenames, ground_truth, classes), np.ones(len(classes), dtype=np.int64)
-    if metric in ("psds1", "psds2"):
-        criteria = PSDS1 if metric == "psds1" else PSDS2
-        return None, _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, **criteria)
-    if metric not in ("event", "segment"):
-        raise ValueError(f"metric {metric!r}: needs clip, segment, event, psds1 or psds2")
-    columns, seconds, peaks = _columns(ground_truth), _seconds(filenames, durations), scores.max(axis=1)
-    files = _index(chain(filenames, columns[0]))
-    K, never = len(TUNING_THRESHOLDS), np.full(len(files), np.inf)
-    thresholds, windows = [], []
-    for c, ref in enumerate(_tables(columns, files, classes)):
-        clips, level = _levels(scores, peaks, c, TUNING_THRESHOLDS)
-        f1 = []
-        for window in TUNING_WINDOWS:
-            est = _events_of_all_thresholds(clips, level, window, frame_hop, seconds)  # of all nine thresholds
-            counts = _event_counts(ref, est, K) if metric == "event" else _segment_counts(ref, est, K, 1.0, never)
-            f1.append(_f1(*counts))  # (9,)
-        window, threshold = _best(np.stack(f1))
-        windows.append(TUNING_WINDOWS[window])
-        thresholds.append(TUNING_THRESHOLDS[threshold])
-    return np.array(thresholds), np.array(windows)
+# --- tuning, fast -----------------------------------------------------------------------------------------------------
 
 
 def _best(f1):
-    """Grid (windows, thresholds) -> indices of its best cell"""
-    by_distance = np.argsort(np.abs(TUNING_THRESHOLDS - 0.5).round(6), kind="stable")  # 0.5, 0.4, 0.6, 0.3 ...
-    window, place = np.unravel_index(np.argmax(f1[:, by_distance]), f1.shape)  # argmax takes the first of equals
-    return window, by_distance[place]
+    """Grid (windows, thresholds) -> indices of its best cell, by the rule for ties of tune_by_definition"""
+    in_order = np.argsort(np.abs(TUNING_THRESHOLDS - 0.5).round(6), kind="stable")  # of 0.5, 0.4, 0.6, 0.3 ... 0.9
+    window, i = np.unravel_index(np.argmax(f1[:, in_order]), f1.shape)  # where several are best, argmax finds the first
+    return window, in_order[i]
 
 
 def _f1(n_tp, n_est, n_ref):
@@ -822,8 +928,7 @@ def _tune_clip(scores, filenames, ground_truth, classes):
     return np.array(thresholds)
 
 
-def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, *, alpha_st, max_efpr, **criteria):
-    # alpha_st plays no part: it punishes differences between classes
+def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, criteria):
     truth, seconds = _Truth(ground_truth, durations, classes, filenames), _seconds(filenames, durations)
     K, peaks, windows = len(THRESHOLDS_50), scores.max(axis=1), []
     for c in range(len(classes)):
@@ -831,6 +936,7 @@ def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, *
         areas = []
         for window in TUNING_WINDOWS if truth.n_events[c] else TUNING_WINDOWS[:1]:
             det = _events_of_all_thresholds(*levels, window, frame_hop, seconds)
-            areas.append(_area([_curve(det, c, K, truth, max_efpr=max_efpr, **criteria)], 0.0, max_efpr))
-        windows.append(TUNING_WINDOWS[np.argmax(np.round(areas, 12))])  # the first of equals, up to rounding of sums
+            efpr, _, etpr = _roc([_curve(det, c, K, truth, criteria)], criteria)  # of one class: etpr is its tpr
+            areas.append(_area(efpr, etpr, criteria.max_efpr))
+        windows.append(TUNING_WINDOWS[np.argmax(np.round(areas, 12))])  # the first that is best, but for rounding
     return np.array(windows)

@@ -1112,6 +1112,21 @@ def test_f1_of_classes_that_are_only_there_or_only_found():
         assert got.per_class == {"A": 1.0} and got.macro == 1.0 and same(got.micro, 2 / 3) and len(got.n_tp) == 1
 
 
+def test_precision_and_recall_by_hand():
+    ref = events((1, 2), (3, 4), (5, 6), (7, 8, "B"))
+    est = events((1, 2), (11, 12, "C"))
+    for score in ("event_f1", "segment_f1"):
+        f1 = both(score, ref, est, ["A", "B", "C", "D"])
+        assert list(f1.precision) == list(f1.recall) == ["A", "B", "C", "D"]
+        a, b, c, d = zip(f1.precision.values(), f1.recall.values())
+        assert a == (1.0, 1 / 3) and f1.per_class["A"] == 0.5
+        assert math.isnan(b[0]) and b[1] == 0.0 and f1.per_class["B"] == 0.0  # nothing is estimated
+        assert c[0] == 0.0 and math.isnan(c[1]) and math.isnan(f1.per_class["C"])  # nothing is there
+        assert math.isnan(d[0]) and math.isnan(d[1])
+    clip = metrics.clip_f1([[1, 0], [1, 0], [0, 0]], [[1, 0], [0, 0], [0, 0]])
+    assert (clip.precision[0], clip.recall[0]) == (1.0, 0.5) and math.isnan(clip.precision[1] + clip.recall[1])
+
+
 @pytest.mark.parametrize("start", range(0, 400, 100))
 def test_f1_equals_its_definition(start):
     for seed in range(start, start + 100):
@@ -1205,6 +1220,42 @@ def test_psds_is_the_area_under_a_staircase_by_hand():
     assert area() == area((0, 0), (0, 0)) == 0.0
 
 
+def test_psd_roc_by_hand():
+    # in one hour: A has four events, of which 1, 3, 2 are found beside 10, 40, 60 false positives; B is never found
+    ref = events((10, 11), (20, 21), (30, 31), (40, 41), (50, 51, "B"))
+    found = [
+        events(*((10 * i, 10 * i + 1) for i in range(1, hits + 1)), *((99 + 2 * i, 100 + 2 * i) for i in range(n)))
+        for hits, n in ((1, 10), (3, 40), (2, 60), (4, 101))
+    ]
+    data = ref, found, {"a": 3600.0}, ["A", "C", "B"]
+    efpr, tpr, etpr = metrics.psd_roc(*data, **PSDS1 | {"alpha_st": 0.0})
+    assert efpr.tolist() == [0, 10, 40]  # where it rises; the fourth point is beyond the limit
+    assert tpr[[0, 2]].tolist() == [[0, 0.25, 0.75], [0, 0, 0]] and np.isnan(tpr[1]).all() and tpr.shape == (3, 3)
+    assert etpr.tolist() == [0, 0.125, 0.375]  # the mean of A and B; C has no ground truth
+    assert metrics.psds(*data, **PSDS1 | {"alpha_st": 0.0}) == (30 * 0.125 + 60 * 0.375) / 100
+    assert metrics.psd_roc(*data, **PSDS1 | {"alpha_st": 0.5})[2].tolist() == [0, 0.0625, 0.1875]
+    assert metrics.psd_roc(*data, **PSDS1)[2].tolist() == [0, 0, 0]  # the deviation is the mean
+    for classes in (["A", "C"], []):
+        efpr, tpr, etpr = metrics.psd_roc([], found, {"a": 3600.0}, classes, **PSDS1)
+        assert efpr.tolist() == [0] and tpr.shape == (len(classes), 1) and np.isnan([*tpr[:, 0], *etpr]).all()
+
+
+def test_psds_is_the_area_of_psd_roc():
+    for seed in range(60):
+        truth, points, durations, classes = nasty_case(seed)
+        for criteria in (PSDS1 | {"max_efpr": 1800.0}, PSDS2 | {"max_efpr": 1800.0, "alpha_st": 0.5}):
+            efpr, tpr, etpr = quietly(metrics.psd_roc, truth, points, durations, classes, **criteria)
+            assert same(efpr[0], 0) and (np.diff(efpr) > 0).all() and efpr[-1] <= 1800
+            width = np.diff(efpr, append=1800)
+            assert same(width @ etpr / 1800, metrics.psds_by_definition(truth, points, durations, classes, **criteria))
+        criteria |= {"alpha_ct": 0.0, "alpha_st": 0.0}
+        efpr, tpr, _ = quietly(metrics.psd_roc, truth, points, durations, classes, **criteria)
+        for c, label in enumerate(classes):
+            alone = [[e for e in table if e[3] == label] for table in (truth, *points)]
+            area = np.diff(efpr, append=1800) @ tpr[c] / 1800
+            assert same(area, metrics.psds_by_definition(alone[0], alone[1:], durations, [label], **criteria))
+
+
 def test_what_psds_changes_or_ignores_is_told():
     def psds(ref, *points, classes="AB", **options):
         return metrics.psds(ref, [events(*p) for p in points], {"a": 10.0}, list(classes), **CROSS, **options)
@@ -1218,7 +1269,7 @@ def test_what_psds_changes_or_ignores_is_told():
     ):
         with pytest.warns(UserWarning, match=words) as caught:
             call()
-        assert len(caught) == 1
+        assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # touching and identical ones are taken as they are
         psds(events((1, 2), (2, 3), (1, 2)), [(1, 2), (1, 2), (2, 3)])
@@ -1283,6 +1334,18 @@ def test_psds_from_scores_equals_psds_of_the_events_at_every_threshold():
             assert same(got, metrics.psds(truth, points, durations, classes, **criteria), 1e-14)
             if seed < 10:
                 assert same(got, metrics.psds_by_definition(truth, points, durations, classes, **criteria))
+            roc = metrics.psd_roc_from_scores(scores, files, truth, durations, classes, HOP, window, **criteria)
+            assert same(np.diff(roc[0], append=criteria["max_efpr"]) @ roc[2] / criteria["max_efpr"], got)
+            of_events = metrics.psd_roc(truth, points, durations, classes, **criteria)
+            if criteria["alpha_ct"]:  # sums of rates, whose rounding may make two steps of one
+                edges = np.append(of_events[0], criteria["max_efpr"])
+                middle = (edges[:-1] + edges[1:])[np.diff(edges) > 1e-9] / 2
+                roc, of_events = (
+                    [x[..., np.searchsorted(steps[0], middle, side="right") - 1] for x in steps[1:]]
+                    for steps in (roc, of_events)
+                )
+            for a, b in zip(roc, of_events):
+                np.testing.assert_array_equal(a, b)
     few, loose = [0.7, 0.2, 0.4, 0.7], PSDS2 | {"max_efpr": 3000.0, "alpha_st": 0.0}
     got = metrics.psds_from_scores(scores, files, truth, durations, classes, HOP, thresholds=few, **loose)
     points = at_all_thresholds(scores, files, classes, 1, durations, few)
@@ -1296,8 +1359,11 @@ def test_exact_psds_equals_psds_with_every_score_as_threshold():
         window = 1 if seed % 3 else np.array([3, 1, 5])[: len(classes)]
         points = at_all_thresholds(scores, files, classes, window, durations, [-np.inf, *np.unique(scores)[:-1]])
         for criteria in (PSDS1 | {"max_efpr": 2000.0}, PSDS2 | {"max_efpr": 2000.0}):
-            got = metrics.exact_psds_from_scores(scores, files, truth, durations, classes, HOP, window, **criteria)
+            data = scores, files, truth, durations, classes, HOP, window
+            got = metrics.exact_psds_from_scores(*data, **criteria)
             assert same(got, metrics.psds(truth, points, durations, classes, **criteria))
+            efpr, _, etpr = metrics.psd_roc_from_scores(*data, thresholds=None, **criteria)
+            assert same(np.diff(efpr, append=2000) @ etpr / 2000, got)
 
 
 def test_perfect_scores():
