@@ -35,7 +35,9 @@ CNN_STACKS = (  # channels in, out, pooling of (time, frequency) (Boes 2022, Tab
     (128, 128, (1, 1)),  # then one stack without pooling
 )
 ENCODER_BLOCKS, DECODER_BLOCKS = 3, 3  # Boes 2022, Sec. 2.1.1
-DROPOUT = 0.1  # everywhere (Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2)
+# Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2: everywhere. In each CNN stack, after each visual input, in each `Attention` on
+# its weights and on its output, in each `feed_forward` twice, at the end of each `ConvModule`.
+DROPOUT = 0.1
 CONV_KERNEL = 7  # depthwise convolution of the conformer (Boes 2022, Sec. 2.1.2)
 BN_MOMENTUM = 0.1  # Boes 2022, Sec. 3.1.2: 0.9; ours: read as the weight of the old statistics, PyTorch's is of the new
 TOKEN_ROW = 2 * FRAMES - 1  # row 127 of the table of relative positions; rows 0..126 are the distances -63..63
@@ -292,13 +294,14 @@ class MultiEncoder(nn.Module):
         """The part that does not depend on the interpolation weights, so several of them can share it.
 
         -> features (B, 64, 128) of the CNN; memories: E times (B, 64, 128), of the acoustic encoder, then of each
-        visual one, zero for clips without its stream; have (B, E-1) bool: `present` as one tensor
+        visual one, zero for clips without its stream; has_stream (B, E-1) bool: `present` as one tensor
         """
         assert log_mel.shape[1:] == (8 * FRAMES, MELS), f"log-mel must be (B, 512, 64), got {tuple(log_mel.shape)}"
         # ours: one CNN feeds the acoustic encoder and the decoder
         features = self.cnn(log_mel[:, None]).squeeze(3).transpose(1, 2)  # (B, 128, 64, 1) -> (B, 64, 128)
         heard = self.audio_encoder(features)
-        memories, have = [heard], heard.new_zeros(len(heard), len(self.streams), dtype=torch.bool)
+        memories = [heard]
+        has_stream = torch.zeros(len(heard), len(self.streams), dtype=torch.bool, device=heard.device)
         for e, (name, project, encoder) in enumerate(zip(self.streams, self.visual_inputs, self.visual_encoders)):
             # Only clips that have the stream enter its encoder, the memory of the others is zeros: nothing stored for
             # them, be it NaN, reaches an output, a gradient or a batch norm. Zero weights would not do: 0 * NaN is NaN.
@@ -307,12 +310,12 @@ class MultiEncoder(nn.Module):
             if len(clips):  # a batch norm takes no empty batch
                 memory[clips] = encoder(project(visual[name][clips]))
             memories.append(memory)
-            have[clips, e] = True
-        return features, memories, have
+            has_stream[clips, e] = True
+        return features, memories, has_stream
 
-    def decode(self, features, memories, have, audio_weight):
+    def decode(self, features, memories, has_stream, audio_weight):
         """What `encode` returned and the share of the acoustic encoder -> frame logits, clip logits"""
-        weights = interpolation_weights(audio_weight, have)
+        weights = interpolation_weights(audio_weight, has_stream)
         outputs = self.decoder(features, self.token, memories, weights)  # (B, 65, 128)
         logits = self.classifier(outputs)
         return logits[:, :FRAMES], logits[:, FRAMES]

@@ -4,8 +4,8 @@
     read_strong             a table of events
     load_dataset            metadata, audio and visual vectors of a folder -> a DataSet, cached on disk
 
-This file runs when copied alone (torch, numpy, scipy, soundfile). A data set is a folder in the layout of DCASE 2020
-task 4, plus one folder of vectors for each visual stream:
+Copy this file together with extras/plumbing.py; of log-mel alone, see `log_mel`. A data set is a folder in the layout
+of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
 
     DIR/metadata/train/weak.tsv                       DIR/audio/train/weak/*.wav
     DIR/metadata/train/unlabel_in_domain.tsv          DIR/audio/train/unlabel_in_domain/*.wav
@@ -15,36 +15,29 @@ task 4, plus one folder of vectors for each visual stream:
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
     DIR/cache                                         ours, safe to delete
 
+A clip shorter than 10 s is heard as if silence followed (`fit_clip`). The statistics leave that silence out
+(`training_statistics`). Its last visual vector is repeated, by whoever writes the file. No event lies after its end
+(`Partition.durations`, `metrics.scores_to_events`).
+
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
 C classes.
 """
 
 import functools
-import hashlib
-import io
 import os
-import platform
 import re
-import shutil
-import signal
-import sys
-import threading
-import time
-import uuid
-import warnings
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import torch
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import InputError
+
+import torch  # isort: skip
 
 SAMPLE_RATE = 16000  # Hz (Boes 2022, Sec. 3.1.2)
-RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
 CLIP_SECONDS = 10  # Boes 2022, Sec. 3.1.1
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE  # 160,000
 WINDOW = 1024  # samples, 64 ms (Boes 2022, Sec. 3.1.2)
@@ -57,7 +50,6 @@ FRAME_HOP = 8 * HOP / SAMPLE_RATE  # ours: 0.1565 s per output frame, since the 
 STD_FLOOR = 1e-3  # ours: a bin or dimension that never changes stays finite
 RECIPE = "log-mel 1"  # part of the cache's key, as the constants are: change it when you change how log-mel is made
 DAY = 86_400  # s: no recording is longer, so a later time is in other units, or damaged
-MACHINE = platform.node()  # the number of a process means nothing on another one
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 
 PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them out (Boes 2022, Sec. 3.1.1, Table 2)
@@ -70,62 +62,28 @@ PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them
 TRAINING = ("strong", "weak", "unlabelled")
 
 
-# what may be raised where the contents of a foreign file are taken apart
-FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
-
-
-class InputError(Exception):
-    """Bad input: one line that names the file, the line in it and what to do about it."""
-
-
-@contextmanager
-def damage_as_value_error():
-    """Around numpy's and torch's readers, which raise a dozen kinds of exceptions for damaged files.
-
-    A file that is not there, or may not be read, stays an OSError: that is no reason to delete it.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename:
-            raise
-        raise ValueError(first_line(error) or type(error).__name__) from None
-
-
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
 
 
-def read_mono(path):
-    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), as loud as it is"""
-    blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
-    if not blocks:
-        raise InputError(f"{path}: holds no audio; {remedy}")
-    rate, mono = blocks[0][0], np.concatenate([block for _, block in blocks])
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path}: holds samples that are not finite; {remedy}")
-    if rate != SAMPLE_RATE:
-        from scipy.signal import resample_poly  # speed: half a second to load, and few commands need it
+def resample(waveform, rate):
+    """(samples,) at a rate in Hz -> at 16 kHz (Boes 2022, Sec. 3.1.2)"""
+    if rate == SAMPLE_RATE:
+        return waveform
+    from scipy.signal import resample_poly  # speed: half a second to load, and few commands need it
 
-        divisor = gcd(rate, SAMPLE_RATE)
-        mono = resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)
-    return mono
+    divisor = gcd(rate, SAMPLE_RATE)
+    return resample_poly(waveform, SAMPLE_RATE // divisor, rate // divisor)
 
 
-def read_waveform(path):
-    """What read_mono returns, as float32 and with its peak at 1 (Boes 2022, Sec. 3.1.2)"""
-    mono = read_mono(path)
-    peak = np.abs(mono).max()
-    return (mono / peak if peak > 0 else mono).astype(np.float32)
+def scale_peak(waveform):
+    """Its peak at 1 (Boes 2022, Sec. 3.1.2); silence stays silence"""
+    peak = np.abs(waveform).max()
+    return (waveform / peak if peak > 0 else waveform).astype(np.float32)
 
 
 def fit_clip(waveform):
     """Cut or zero-pad to 10 s. ours: the waveform, so that a short clip looks like itself followed by silence"""
     return np.pad(waveform[:CLIP_SAMPLES], (0, max(0, CLIP_SAMPLES - len(waveform))))
-
-
-def load_audio(path):
-    """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, the file's peak at 1 (a silent clip stays zero)"""
-    return fit_clip(read_waveform(path))
 
 
 def mel_filterbank(window=WINDOW):
@@ -143,7 +101,9 @@ def mel_filterbank(window=WINDOW):
 def log_mel(audio, window=WINDOW, hop=HOP):
     """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel (..., 512, 64) float32 tensor, time first.
 
-    window, hop: samples; other ones give another number of frames (Boes 2022, Sec. 3.1.2; Fayek 2020, Sec. 3.1)
+    window, hop: samples; other ones give another number of frames (Fayek 2020, Sec. 3.1)
+    To use it elsewhere, copy this section and the constants above it; they need torch, numpy and, for sound of another
+    rate, scipy. Waveforms go through resample, scale_peak and fit_clip before, as `load_audio` shows.
     """
     audio = torch.as_tensor(audio, dtype=torch.float32)
     spectrum = torch.stft(
@@ -155,48 +115,40 @@ def log_mel(audio, window=WINDOW, hop=HOP):
     return mel.clamp_min(MEL_FLOOR).log().transpose(1, 2).reshape(*audio.shape[:-1], -1, MELS)  # ours: natural log
 
 
+# --- sound files -----------------------------------------------------------------------------------------------------
+
+
+def sound_blocks(path):
+    """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
+
+    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
+    """
+    n_read = 0
+    with plumbing.open_sound(path) as file:
+        while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
+            n_read += len(block)
+            yield file.samplerate, block.mean(1)
+        if plumbing.is_cut(file, n_read):
+            raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
+
+
+def read_mono(path):
+    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), as loud as it is"""
+    blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
+    if not blocks:
+        raise InputError(f"{path}: holds no audio; {remedy}")
+    mono = np.concatenate([block for _, block in blocks])
+    if not np.isfinite(mono).all():
+        raise InputError(f"{path}: holds samples that are not finite; {remedy}")
+    return resample(mono, rate=blocks[0][0])
+
+
+def load_audio(path):
+    """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, the file's peak at 1 (a silent clip stays zero)"""
+    return fit_clip(scale_peak(read_mono(path)))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def read_table(path, columns):
-    """Rows of a TSV file: a list of (place, [cells of the wanted columns]); place is "file, line 7" for messages"""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # utf-8-sig: a byte order mark is no text
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
-    header = lines[0].split("\t")
-    if missing := [name for name in columns if name not in header]:
-        wanted = f"the first line must name the columns {', '.join(columns)}, separated by tabs"
-        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; {wanted}")
-    where = [header.index(name) for name in columns]
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        cells, place = [cell.strip() for cell in line.split("\t")], f"{path}, line {number}"
-        cells += [""] * (len(header) - len(cells))  # some editors cut the trailing tabs of a clip without events
-        if len(cells) > len(header):
-            raise InputError(f"{place}: {len(cells)} columns where the header has {len(header)}; correct the tabs")
-        if not cells[where[0]]:
-            raise InputError(f"{place}: empty {columns[0]}; name the clip or delete the row")
-        rows.append((place, [cells[i] for i in where]))
-    return rows
-
-
-def number(text):
-    """A cell -> float; ValueError for what is one to Python alone: 1_0, digits of other scripts"""
-    if "_" in text or not text.isascii():
-        raise ValueError(text)
-    return float(text)
-
-
-def check_filename(place, name):
-    """A name from a data set's table must name a file in the partition's own folder, never one elsewhere."""
-    if name in (".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(f"{place}: {name!r} is not a plain file name; give the name alone, without folders")
-    return name
 
 
 def read_strong(path, classes=None, of_system=False):
@@ -207,12 +159,12 @@ def read_strong(path, classes=None, of_system=False):
     length 0 and file names with folders may occur.
     """
     filenames, events = {}, []
-    for place, (name, onset, offset, label) in read_table(path, EVENT_COLUMNS):
-        filenames[name if of_system else check_filename(place, name)] = None
+    for place, (name, onset, offset, label) in plumbing.read_table(path, EVENT_COLUMNS):
+        filenames[name if of_system else plumbing.check_filename(place, name)] = None
         if not (onset or offset or label):
             continue
         try:
-            start, end = number(onset), number(offset)
+            start, end = plumbing.parse_number(onset), plumbing.parse_number(offset)
         except ValueError:
             raise InputError(f"{place}: onset {onset!r} and offset {offset!r} must be numbers (seconds)") from None
         if not (0 <= start <= end <= DAY and (start < end or of_system)):
@@ -229,23 +181,24 @@ def read_strong(path, classes=None, of_system=False):
 def read_weak(path):
     """Table of clip labels -> dict of filename -> set of labels (the official lists repeat labels, in any order)"""
     clips = {}
-    for place, (name, labels) in read_table(path, ("filename", "event_labels")):
-        clips.setdefault(check_filename(place, name), set()).update(
-            {label.strip() for label in labels.split(",")} - {""}
-        )
+    for place, (name, labels) in plumbing.read_table(path, ("filename", "event_labels")):
+        labels = {label.strip() for label in labels.split(",")} - {""}
+        clips.setdefault(plumbing.check_filename(place, name), set()).update(labels)
     return clips
 
 
 def read_unlabelled(path):
     """Table of clips -> filenames"""
-    return list(dict.fromkeys(check_filename(place, name) for place, (name,) in read_table(path, ("filename",))))
+    rows = plumbing.read_table(path, ("filename",))
+    return list(dict.fromkeys(plumbing.check_filename(place, name) for place, (name,) in rows))
 
 
 def write_events(path, events):
     """Events -> a table, which read_strong reads back exactly"""
-    lines = ["\t".join((name, repr(float(onset)), repr(float(offset)), label)) for name, onset, offset, label in events]
-    with replacing(path) as partial:
-        partial.write_text("\n".join(["\t".join(EVENT_COLUMNS), *lines, ""]), encoding="utf-8")
+    lines = ["\t".join(EVENT_COLUMNS)]
+    for name, onset, offset, label in events:
+        lines.append(f"{name}\t{float(onset)!r}\t{float(offset)!r}\t{label}")
+    plumbing.write_text(path, "\n".join(lines))
 
 
 def recording(filename):
@@ -308,14 +261,6 @@ class DataSet:
     mel_statistics: tuple  # mean, std of each mel bin, (64,) float32
     visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
 
-    def identity(self, visual):
-        """Hash of the clips, their labels and which of them have video in these streams"""
-        clips = [
-            (part.filenames, part.events, np.asarray(part.tags).tolist(), [part.present[s].tolist() for s in visual])
-            for part in self.partitions.values()
-        ]
-        return hashlib.sha256(repr(clips).encode()).hexdigest()[:16]
-
 
 def load_dataset(root, visual=(), cache=None, log=print):
     """Read a data set in the layout shown above; the features are computed once and then memory-mapped from a cache.
@@ -326,6 +271,7 @@ def load_dataset(root, visual=(), cache=None, log=print):
     Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
+    cache = Path(cache or root / "cache")
     if "log-mel" in visual:
         raise InputError(f"{root}/visual/log-mel: a visual stream cannot have this name; rename it")
     partitions, classes = read_partitions(root)
@@ -343,16 +289,16 @@ def load_dataset(root, visual=(), cache=None, log=print):
         if not part.filenames:
             listed = f"none of the {part.listed} clips listed for '{part.name}' is there"
             raise InputError(f"{part.folder}: {listed}; put their audio into this folder")
-    cache = Path(cache or root / "cache")
+
     keys = [add_log_mel(part, cache, log) for part in partitions.values()]
     for stream in visual:
         folder = root / "visual" / stream
-        example = example_of(partitions, folder, stems[stream])
+        example = first_vectors(partitions, folder, stems[stream])
         keys += [add_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
         if not any(partitions[name].present[stream].any() for name in TRAINING):
             raise InputError(f"{folder}: the vectors of all training clips hold values that are not finite; redo them")
-    key = fingerprint((), keys, STD_FLOOR, TRAINING)
-    return DataSet(classes, partitions, *statistics(partitions, visual, cache, key))
+    key = plumbing.fingerprint((), keys, STD_FLOOR, TRAINING)
+    return DataSet(classes, partitions, *training_statistics(partitions, visual, cache, key))
 
 
 def read_metadata(root):
@@ -367,13 +313,16 @@ def read_metadata(root):
     listed["strong"], events["strong"] = read_strong(tables["strong"])
     listed["weak"] = read_weak(tables["weak"])
     listed["unlabelled"] = read_unlabelled(tables["unlabelled"])
-    # ours: the classes are those that training can teach, from strong and weak labels together
-    classes = sorted({label for *_, label in events["strong"]}.union(*listed["weak"].values()))
+    # ours: the classes are those that training can teach, from strong and weak labels together. A label that the strong
+    # list never has counts as absent from every strong clip. A label that only test clips have is an error.
+    classes = {label for *_, label in events["strong"]}
+    for labels in listed["weak"].values():
+        classes |= labels
     if not classes:
         raise InputError(f"{tables['strong']}, {tables['weak']}: hold no label; there must be a class to learn")
     for name in ("validation", "public"):
         listed[name], events[name] = read_strong(tables[name], classes)
-    return listed, events, classes
+    return listed, events, sorted(classes)
 
 
 def read_partitions(root):
@@ -385,10 +334,10 @@ def read_partitions(root):
         on_disk = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
         part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
         part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
-        labels = listed["weak"] if name == "weak" else {f: set() for f in part.filenames}
-        for filename, _, _, label in part.events:
-            labels[filename].add(label)
         if name != "unlabelled":
+            labels = listed["weak"] if name == "weak" else {f: set() for f in part.filenames}
+            for filename, _, _, label in part.events:
+                labels[filename].add(label)
             part.tags = np.array([[c in labels[f] for c in classes] for f in part.filenames], bool)
         if name == "strong":
             part.frames = frame_targets(part.filenames, part.events, classes)
@@ -411,6 +360,55 @@ def drop_tested_clips(partitions, log):
             part.tags = part.tags[keep] if part.tags is not None else None
 
 
+def add_log_mel(part, cache, log):
+    """Fill in part.log_mel and part.durations -> key of the cache"""
+    paths = [part.folder / f for f in part.filenames]
+    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
+    key = plumbing.fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
+
+    def make(folder):
+        durations = []
+        with plumbing.array_file(folder / "log_mel.npy", *wanted["log_mel"]) as write:
+            for waveforms in plumbing.in_chunks(read_mono, paths, f"log-mel of {part.name}", log):
+                write(log_mel(np.stack([fit_clip(scale_peak(waveform)) for waveform in waveforms])).numpy())
+                durations += [len(waveform) / SAMPLE_RATE for waveform in waveforms]
+        np.save(folder / "durations.npy", durations)
+
+    arrays = plumbing.cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
+    part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
+    return key
+
+
+def add_visual(part, folder, stems, example, cache, log):
+    """Fill in part.visual and part.present of one stream -> key of the cache"""
+    stream, shape = folder.name, (len(part), *example.shape)
+    paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
+    found = [path for path in paths if path]
+    wanted = {"visual": (shape, example.dtype), "present": ((len(paths),), bool)}
+    key = plumbing.fingerprint(found, stream, part.filenames, shape, example.dtype.name)
+    if not found:  # speed: zeros take no memory until they are written to, and no disk
+        part.visual[stream], part.present[stream] = np.zeros(shape, example.dtype), np.zeros(len(paths), bool)
+        return key
+
+    def read(path):  # -> vectors, whether they can be used; ours: what is not finite counts as missing
+        vectors = read_visual(path, example) if path else np.zeros_like(example)
+        return vectors, path is not None and bool(np.isfinite(vectors).all())
+
+    def make(folder):
+        present = []
+        with plumbing.array_file(folder / "visual.npy", *wanted["visual"]) as write:
+            for clips in plumbing.in_chunks(read, paths, f"{stream} of {part.name}", log):
+                write(np.stack([vectors for vectors, _ in clips]))
+                present += [usable for _, usable in clips]
+        np.save(folder / "present.npy", present)
+        if n_bad := len(found) - sum(present):
+            log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
+
+    arrays = plumbing.cached(cache / f"{part.name}-visual-{stream}-{key}", make, wanted)
+    part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
+    return key
+
+
 def visual_stems(folder):
     """Names (without .npy) of the clips that have a visual stream"""
     if not folder.is_dir():
@@ -418,71 +416,19 @@ def visual_stems(folder):
     return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
 
 
-def add_log_mel(part, cache, log):
-    """Fill in part.log_mel and part.durations -> key of the cache"""
-    paths = [part.folder / f for f in part.filenames]
-    key = fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
-    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
-
-    def make(folder):
-        durations = []
-        with array_file(folder / "log_mel.npy", *wanted["log_mel"]) as write:
-            for waveforms in in_chunks(read_waveform, paths, f"log-mel of {part.name}", log):
-                write(log_mel(np.stack([fit_clip(w) for w in waveforms])).numpy())
-                durations += [len(w) / SAMPLE_RATE for w in waveforms]
-        np.save(folder / "durations.npy", durations)
-
-    arrays = cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
-    part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
-    return key
-
-
-def example_of(partitions, folder, stems):
+def first_vectors(partitions, folder, stems):
     """Vectors of the first training clip that has them: all files of a stream must have their width and type"""
-    for stem in (Path(f).stem for name in TRAINING for f in partitions[name].filenames):
-        if stem in stems:
-            return read_visual(folder / f"{stem}.npy")
+    for name in TRAINING:
+        for filename in partitions[name].filenames:
+            if Path(filename).stem in stems:
+                return read_visual(folder / f"{Path(filename).stem}.npy")
     raise InputError(f"{folder}: no file for any training clip; put (64, D) arrays there, named <clip name>.npy")
-
-
-def add_visual(part, folder, stems, example, cache, log):
-    """Fill in part.visual and part.present of one stream -> key of the cache"""
-    stream = folder.name
-    paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
-    shape = (len(paths), *example.shape)
-    here = [path for path in paths if path]
-    key = fingerprint(here, stream, part.filenames, shape, example.dtype.name)
-    if not here:  # nothing to store: zeros, which take no memory until they are written to
-        part.visual[stream], part.present[stream] = np.zeros(shape, example.dtype), np.zeros(len(paths), bool)
-        return key
-
-    def read(path):
-        return path and read_visual(path, example)
-
-    def make(into):
-        present = []
-        with array_file(into / "visual.npy", shape, example.dtype) as write:
-            for chunk in in_chunks(read, paths, f"{stream} of {part.name}", log):
-                write(np.stack([np.zeros_like(example) if v is None else v for v in chunk]))
-                present += [v is not None and bool(np.isfinite(v).all()) for v in chunk]
-        np.save(into / "present.npy", present)
-        if n_bad := len(here) - sum(present):
-            log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
-
-    wanted = {"visual": (shape, example.dtype), "present": ((len(paths),), bool)}
-    arrays = cached(cache / f"{part.name}-visual-{stream}-{key}", make, wanted)
-    part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
-    return key
-
-
-NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse two of them at once (its issue 106905)
 
 
 def read_visual(path, example=None):
     """(64, D) float16 or float32 vectors of one clip; a stream's files all have the shape and type of its `example`"""
     try:
-        with damage_as_value_error(), NPY_HEADERS:
-            vectors = np.load(path, allow_pickle=False)
+        vectors = plumbing.load_array(path)
     except ValueError as error:
         remedy = "write it anew with numpy.save, or delete it: missing video is fine"
         raise InputError(f"{path}: cannot be read as a .npy array ({error}); {remedy}") from None
@@ -497,10 +443,10 @@ def read_visual(path, example=None):
     return vectors
 
 
-def statistics(partitions, visual, cache, key):
+def training_statistics(partitions, visual, cache, key):
     """Over the training clips -> (mean, std) of the mel bins, dict of stream -> (mean, std) of its dimensions.
 
-    train.standardise applies them, to the batches of training and to the clips of scoring alike.
+    train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2).
     """
     training = [partitions[name] for name in TRAINING]
 
@@ -513,9 +459,9 @@ def statistics(partitions, visual, cache, key):
             present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
             np.save(folder / f"visual-{stream}.npy", mean_and_std([part.visual[stream] for part in training], present))
 
-    widths = {"log-mel": MELS} | {f"visual-{s}": training[0].visual[s].shape[2] for s in visual}
+    widths = {"log-mel": MELS} | {f"visual-{stream}": training[0].visual[stream].shape[2] for stream in visual}
     wanted = {name: ((2, width), np.float32) for name, width in widths.items()}
-    arrays = cached(cache / "-".join(("statistics", *visual, key)), make, wanted)
+    arrays = plumbing.cached(cache / "-".join(("statistics", *visual, key)), make, wanted)
     return tuple(arrays["log-mel"]), {stream: tuple(arrays[f"visual-{stream}"]) for stream in visual}
 
 
@@ -529,221 +475,3 @@ def mean_and_std(arrays, masks, chunk=256):
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return np.stack([mean, np.maximum(std, STD_FLOOR)]).astype(np.float32)
-
-
-# --- sound, block by block -------------------------------------------------------------------------------------------
-
-
-def sound_blocks(path):
-    """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
-
-    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            if not RATES[0] <= file.samplerate <= RATES[1]:
-                raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
-            file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
-            n_read = 0
-            while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
-                n_read += len(block)
-                yield file.samplerate, block.mean(1)
-            if is_cut(file, n_read):
-                raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
-    except InputError:
-        raise
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
-        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
-
-
-def is_cut(file, n_read):
-    """Does a sound file that was read to its end hold less than its header promises?"""
-    log = file.extra_info  # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
-    promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", log, re.M)
-    if any(int(size) < 2e9 for size in promised):  # 2 GB or more: written to a pipe, where the length was not known
-        return True
-    if file.format == "OGG" and re.search("lacks an end-of-stream|Junk after the last page|reports a hole", log):
-        return True
-    if file.frames > 2**62:  # unknown, as FLAC may have it
-        return file.format == "OGG"
-    return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
-
-
-# --- cache -----------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(paths, *more):
-    """Short hash of files by name, size and time of change: another one means that the cache is out of date"""
-    digest = hashlib.sha256(repr(more).encode())
-    for path in paths:
-        status = os.stat(path)
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def cached(folder, make, wanted):
-    """The arrays in a folder of the cache, memory-mapped: dict of name -> array. Where it is missing, make writes them.
-
-    wanted: their shapes and types. The folder's name ends in the key of what it was made from. It appears only when
-    complete; those of the same thing with another key, now out of date, go.
-    """
-    if not folder.exists():
-        with replacing(folder) as partial:
-            partial.mkdir(parents=True)
-            make(partial)
-        name, _, key = folder.name.rpartition("-")
-        for old in folder.parent.glob(f"{name}-{'[0-9a-f]' * len(key)}"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-    try:
-        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        with damage_as_value_error():
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
-        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
-            raise ValueError("other shapes or types")
-        return arrays
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
-
-
-@contextmanager
-def array_file(path, shape, dtype):
-    """np.save of an array that comes in parts: yields a function that writes its next rows"""
-    with open(path, "wb") as file:
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda rows: file.write(np.ascontiguousarray(rows).data)
-
-
-def in_chunks(function, items, label, log, size=50):
-    """Yield [function(item) ...] over chunks of items, worked on by all cores, with progress and time left"""
-    started = time.monotonic()
-    with ThreadPoolExecutor(cores()) as pool:
-        for first in range(0, len(items), size):
-            yield list(pool.map(function, items[first : first + size]))
-            show_progress(label, min(first + size, len(items)), len(items), started)
-    log(f"       {label}: {len(items)} clips in {time.monotonic() - started:.1f} s")
-
-
-# --- what every command shares ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(path):
-    """A name to write to; the file or folder written there becomes `path`, so it appears only when complete"""
-    path = Path(path)
-    tidy(path.parent)
-    partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
-    try:
-        yield partial
-        if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
-            os.replace(partial, path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
-    finally:
-        discard(partial)
-
-
-@functools.cache
-def tidy(folder):
-    """Delete what killed processes of this machine left half-written in a folder; each folder is looked at once"""
-    for partial in folder.glob(f"{MACHINE}-*-{'[0-9a-f]' * 32}.partial") if os.name == "posix" else ():
-        try:
-            os.kill(int(partial.name.split("-")[-2]), 0)  # signal 0 does nothing but look whether the process runs
-        except ProcessLookupError:
-            discard(partial)
-        except OSError:  # it runs, and is another user's
-            pass
-
-
-def discard(path):
-    with suppress(OSError):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-
-
-def save_array(path, array):
-    """np.save; the file appears only when complete"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.save(file, array)
-
-
-def save_tensors(path, content):
-    """torch.save; the file appears only when complete"""
-    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
-    torch.save(content, buffer)
-    with replacing(path) as partial:
-        partial.write_bytes(buffer.getbuffer())
-
-
-def load_tensors(path):
-    """torch.load on the CPU. Nothing in the file is executed, and it grows no larger than it is on disk.
-
-    Raises ValueError for damaged files.
-    """
-    with damage_as_value_error():
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch compresses nothing
-                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                    raise ValueError("compressed")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def one_line_errors(hint):
-    """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
-    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
-    for name in ("stdout", "stderr"):  # neither a closed one nor what a terminal cannot show stops anything
-        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w", encoding="utf-8"))
-        getattr(getattr(sys, name), "reconfigure", dict)(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():  # a polite kill ends as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-        sys.stdout.flush()
-    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("(out of|not enough|allocate) memory", str(error)):
-            raise  # a fault of the program, where torch's word for MemoryError is not in it
-        if isinstance(error, BrokenPipeError):  # else Python would complain once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; {hint}")
-
-
-def show_progress(label, done, total, started, stream=None):
-    """On a terminal, one line that renews itself and goes when all is done; in a file, a line every hundred items"""
-    stream = stream or sys.stdout
-    left = (time.monotonic() - started) / done * (total - done)
-    line = f"       {label}: {done}/{total} | {clock(left)} left   "
-    if stream.isatty():
-        print(f"\r{line}" if done < total else "\r" + " " * 70 + "\r", end="", flush=True, file=stream)
-    elif done % 100 == 0:
-        print(line.rstrip(), flush=True, file=stream)
-
-
-def clock(seconds):
-    """61 -> '1:01', 3661 -> '1:01:01'"""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def first_line(error):
-    return str(error).strip().split("\n")[0][:80]
-
-
-def cores():
-    """CPU cores that this process may use"""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def choose_device(name):
-    """cpu, cuda, mps or auto -> torch.device"""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).cpu()
-    except Exception as error:  # each kind of device that is absent has its own
-        raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
-    return torch.device(name)

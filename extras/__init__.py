@@ -1,16 +1,22 @@
-"""What is built around the paper: flat scripts, one job each, run from the top folder as `python -m extras.NAME`.
+"""What stands beside the paper's four files: flat scripts, one job each, run from the top as `python -m extras.NAME`.
 
+The cellar, what the four files stand on:
+plumbing    what every command shares: errors, files, the cache, progress, the device
+runs        a run's folder: checkpoints, what a finished run leaves
+cpu         what makes a training step faster on a CPU
+parallel    one run shared by the processes of torchrun
+
+The upper floor, what is built on the paper:
 toy         the toy data sets; `python train.py` makes and uses one by itself
-cpu         what halves a training step on a CPU (used by train.py)
 embeddings  vectors of pretrained networks: visual ones from video, VGGish's from sound
 predict     events in recordings of any length
 plots       every picture
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
+benchmark   times of a training step, and of the metrics beside their peers
+tagging     clips and their classes, and the ranking metrics of the two older systems
 boes2019    the audiovisual transformer of Boes & Van hamme 2019: network, training, Table 1, attention
 fayek2020   the late fusion of Fayek & Kumar 2020: networks, training, Tables 2 and 4, analysis
-tagging     clips and their classes, as the two older systems read them
-benchmark   times of a training step, and of the metrics beside their peers
 
 README.md tells how to use each, RESULTS.md has every measured table.
 """

@@ -15,14 +15,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter1d
+
+from extras import plumbing, runs  # before torch, see plumbing
+
+import torch  # isort: skip
 from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
-from features import CLIP_SECONDS, EVENT_COLUMNS, FRAME_HOP, FRAMES, clock, one_line_errors
+from features import CLIP_SECONDS, EVENT_COLUMNS, FRAME_HOP, FRAMES
 from metrics import PSDS1, PSDS2, THRESHOLDS_50
-from train import PAPER, Config, Log, device_of_rank, load_clips, load_data, start, training_batch, training_step
+from train import PAPER, Config, load_clips, load_data, new_networks, training_batch, training_step
 
 
 def peak_memory():
@@ -42,7 +45,7 @@ def peak_memory():
 
 def benchmark_train(config, data, device, log, repeats=10):
     """Time the training step by part, medians, beside the rate that a large matrix product reaches on the device"""
-    student, teacher, optimizer = start(config, data, device)
+    student, teacher, optimizer = new_networks(config, data, device)
     clips = load_clips(data, config.visual, device)
     parts = {"data": [], "teacher forward": [], "student forward": [], "backward": [], "update": []}
     last = 0.0
@@ -81,7 +84,7 @@ def benchmark_train(config, data, device, log, repeats=10):
     log(f"{sum(config.batch_size) / total:.0f} clips/s | {config.precision}, {config.batch_size}, medians of {repeats}")
     log(f"{flop / 1e9:.0f} GFLOP of matrix work an iteration: {flop / total / 1e9:.0f} GFLOP/s, "
         f"{100 * flop / total / peak:.0f} % of the {peak / 1e9:.0f} GFLOP/s of one large matrix product")  # fmt: skip
-    log(f"{memory / 1e9:.1f} GB of memory at most | {iterations} iterations: {clock(iterations * total)}")
+    log(f"{memory / 1e9:.1f} GB of memory at most | {iterations} iterations: {plumbing.clock(iterations * total)}")
 
 
 def matmul_rate(device, precision):
@@ -262,7 +265,7 @@ def parse_arguments(arguments):
     commands.add_parser("metrics", help="times of the metrics, beside their peers where those are installed")
     add = commands.add_parser("train", help="times of a training step by part").add_argument
     add("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4; default: toy data")
-    add("--visual", nargs="+", default=[], metavar="NAME", help="visual streams; default: audio only")
+    add("--visual", type=plumbing.folder_name, nargs="+", default=[], metavar="NAME", help="default: audio only")
     add("--base", choices=("transformer", "conformer"), default="transformer", help="default: transformer")
     add("--batch-size", type=int, nargs=3, default=PAPER["batch_size"], metavar=("STRONG", "WEAK", "UNLABELLED"),
         help=f"default: {PAPER['batch_size']}, the paper's")  # fmt: skip
@@ -272,18 +275,18 @@ def parse_arguments(arguments):
     if args.what == "train":
         if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
             parser.error("--batch-size must hold at least one clip")
-        if len(set(args.visual)) < len(args.visual) or any(Path(v).name != v or v in ("", "..") for v in args.visual):
-            parser.error("--visual takes different folder names, without slashes")
+        if len(set(args.visual)) < len(args.visual):
+            parser.error("--visual takes different names")
     return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with one_line_errors("times are not kept"):
+    with plumbing.one_line_errors("times are not kept"):
         if args.what == "metrics":
             benchmark_metrics()
             return
-        device, log = device_of_rank(args.device, args.precision), Log()
+        device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
         log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads")
         data = load_data(args.data, args.visual, Path("runs/benchmark"), log)
         train_weight = 0.5 if args.visual else 1.0

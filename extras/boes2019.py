@@ -25,7 +25,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import InputError, clock
+
+import torch  # isort: skip
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,7 +37,6 @@ import features
 import metrics
 from avsed import DROPOUT, WIDTH, Attention, softmax  # 0.1, 128, three heads of 128 each, as in 2022
 from extras import embeddings, plots, tagging, toy
-from features import InputError, clock, one_line_errors, replacing
 
 STEPS, STEP = 10, 0.96  # windows in a clip of 10 s, whose last 0.4 s fill none; seconds (Boes 2019, Sec. 3.2.1)
 CENTRES = STEP * (np.arange(STEPS) + 0.5)  # 0.48, 1.44 ... 9.12 s: where the stills are taken (Boes 2019, Sec. 3.2.1)
@@ -141,8 +144,7 @@ class AudiovisualTransformer(nn.Module):
 def vggish(path):
     """File of vectors that `extras.embeddings extract --sound vggish` wrote -> (10, 128) (Boes 2019, Sec. 3.2.1)"""
     try:
-        with features.damage_as_value_error(), features.NPY_HEADERS:
-            vectors = np.load(path, allow_pickle=False)
+        vectors = plumbing.load_array(path)
         fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
     except (ValueError, AttributeError):  # the latter for an archive of arrays
         fits = False
@@ -182,7 +184,7 @@ class Data:
         """Hash of the clips that are used, and their labels"""
         masks = [(part, part.present | all_clips) for part in self.parts.values()]
         used = [(np.array(part.filenames)[mask].tolist(), part.tags[mask].tolist()) for part, mask in masks]
-        return features.fingerprint((), self.classes, used)
+        return plumbing.fingerprint((), self.classes, used)
 
     def batch(self, name, config, clips, device):
         """-> first and second input (B, 10, D) of a part's clips, standardised, and their tags (B, C) float"""
@@ -349,9 +351,8 @@ def complete_run(config, data, inputs, out, device, log, keep=False):
     out.mkdir(parents=True, exist_ok=True)
     report.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's
     if keep:
-        features.save_tensors(report.with_suffix(".pt"), states)
-    with replacing(report) as whole:
-        whole.write_text(json.dumps(found), encoding="utf-8")
+        plumbing.save_tensors(report.with_suffix(".pt"), states)
+    plumbing.write_text(report, json.dumps(found))
     return found
 
 
@@ -411,8 +412,7 @@ def make_table(args, base, data, inputs, out, device, log):
         lines.append("These are not the data of DCASE 2017 task 4: the figures cannot be compared with the paper's.")
     text = "\n".join(line.rstrip() for line in lines)
     log(text)
-    with replacing(out / "table_1.txt") as whole:
-        whole.write_text(f"{text}\n", encoding="utf-8")
+    plumbing.write_text(out / "table_1.txt", text)
 
 
 # --- attention (Sec. 4.2) ---------------------------------------------------------------------------------------------
@@ -439,9 +439,9 @@ def draw_attention(args, config, data, place, out, device, log):
     name, i, sound = place
     network, path = make_network(config, data).to(device).eval(), out / f"{config.run}.pt"
     try:
-        states = features.load_tensors(path)
+        states = plumbing.load_tensors(path)
         network.load_state_dict(states[-1])  # ours: of the ensemble the last, since maps of several would blur
-    except features.FOREIGN:
+    except plumbing.FOREIGN:
         raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None
     first, second, _ = data.batch(name, config, np.array([i]), device)
     pooled, steps, maps = (v[0].cpu() for v in network(first, second, with_attention=True))
@@ -500,7 +500,7 @@ def parse_arguments(arguments):
 
 def run(args, log):
     """What the command does: load, train, score, print"""
-    device, config = features.choose_device(args.device), args.config
+    device, config = plumbing.choose_device(args.device), args.config
     if args.attention:
         plots.figure_class()  # without matplotlib, stop before the work
     visual = args.visual or ("vgg16" if args.data else "openl3")
@@ -532,7 +532,7 @@ def run(args, log):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with one_line_errors("the same command goes on after the last finished run"):
+    with plumbing.one_line_errors("the same command goes on after the last finished run"):
         run(args, lambda line: print(line, flush=True))
 
 

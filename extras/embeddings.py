@@ -25,13 +25,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import InputError, choose_device, clock, cores, show_progress
+
+import torch  # isort: skip
 from torch import nn
 from torch.nn import functional
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError
-from features import fit_clip, load_tensors, read_mono, read_unlabelled, recording, replacing, save_array
-from features import choose_device, clock, cores, one_line_errors, show_progress
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
 SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
@@ -120,7 +122,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Residual network with bottlenecks up to its average pooling, 2048 outputs.
 
-    depths (3, 4, 6, 3), ResNet-50: the backbone of TCE, before its contrastive head; 23,508,032 parameters
+    depths (3, 4, 6, 3), ResNet-50: the backbone of TCE, ours: before its contrastive head; 23,508,032 parameters
     (Boes 2022, Sec. 3.1.2). (3, 8, 36, 3), ResNet-152: 58,143,808 parameters (Fayek 2020, Sec. 3.2).
     """
 
@@ -199,7 +201,7 @@ def load_network(name, weights, device="cpu"):
         raise InputError(f"{name}: no such network; there are {', '.join(networks)}")
     make, wanted = networks[name]
     try:
-        state = load_tensors(weights)
+        state = plumbing.load_tensors(weights)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file of tensors"
         raise InputError(f"{weights}: {reason}; {name} wants {wanted}") from None
@@ -241,8 +243,7 @@ def convert(source, target):
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
-    with replacing(Path(target)) as partial, open(partial, "wb") as file:
-        torch.save(state, file)
+    plumbing.save_tensors(target, state)
 
 
 def openl3_state(file):
@@ -357,7 +358,7 @@ def clip_vectors(network, frames, place):
         raise InputError(
             f"{place}: the network gives {largest:g}, beyond what float16 holds; its weights are not right"
         )
-    # ours: a video that ends early keeps its last vector, zeros could not be any picture's
+    # ours: a video that ends early keeps its last vector, zeros could not be any picture's; float16 to save disk
     return np.pad(vectors, ((0, FRAMES - len(vectors)), (0, 0)), mode="edge").astype(np.float16)
 
 
@@ -462,7 +463,8 @@ def extract(root, weights, device="auto", log=print):
             broken.append(frames)
         else:
             for stream, path in targets.items():
-                save_array(path, clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}"))
+                vectors = clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}")
+                plumbing.save_array(path, vectors)
         show_progress("extracted", done, len(todo), started)
     made, seconds = len(todo) - len(broken), time.monotonic() - started
     log(f"       {made} clips extracted in {clock(seconds)}, {seconds / max(made, 1):.2f} s each")
@@ -493,7 +495,7 @@ def extract_sound(root, weights, device="auto", log=print):
         else:
             if not np.isfinite(vectors).all():
                 raise InputError(f"{path} through {weights}: the network gives no numbers; its weights are not right")
-            save_array(targets[path], vectors)
+            plumbing.save_array(targets[path], vectors)
         show_progress("extracted", done, len(todo), started)
     log(f"       {len(todo) - len(broken)} sounds extracted in {clock(time.monotonic() - started)}")
     log(f"       {len(sounds) - len(todo)} had their files before, {len(broken)} cannot be decoded")
@@ -550,8 +552,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
-    with one_line_errors("the same command goes on with the clips that are left"):
+    with plumbing.one_line_errors("the same command goes on with the clips that are left"):
         if args.command == "extract":
             if args.visual:
                 extract(args.root, dict(zip(args.visual, args.weights)), args.device)

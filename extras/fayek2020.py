@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -28,14 +27,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import InputError
+
+import torch  # isort: skip
 from torch import nn
 from torch.nn import functional as F
 
 import features
 import metrics
 from extras import cpu, plots, tagging, toy
-from features import InputError
 
 WINDOW, HOP = 256, 160  # samples, 16 ms and 10 ms (Fayek 2020, Sec. 3.1)
 SAMPLES = 1023 * HOP  # ours: 10 s of sound and 0.23 s of silence give 1,024 frames, the input of Table 1
@@ -290,16 +292,16 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
             if checkpoint:
-                features.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
+                plumbing.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
         scores = predict(network, inputs, "validation", clips["validation"])
         if (mean_ap := tagging.mean_average_precision(tags, scores)) > best["mAP"]:
             weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
             best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
         if checkpoint:
-            took = features.clock(time.monotonic() - started)
+            took = plumbing.clock(time.monotonic() - started)
             log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * mean_ap:.2f} | {took}")
             now = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            features.save_tensors(checkpoint, (number + 1, best, now))
+            plumbing.save_tensors(checkpoint, (number + 1, best, now))
     network = build()
     network.load_state_dict(best.pop("weights"))
     return network, best
@@ -388,7 +390,7 @@ def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, singles=(
 def read_outputs(path, parts, fused):
     """What outputs_of wrote; InputError unless it is of these clips and, for fusion, of these outputs"""
     try:
-        with features.damage_as_value_error(), np.load(path, allow_pickle=False) as file:
+        with plumbing.damage_as_value_error(), np.load(path, allow_pickle=False) as file:
             stored = dict(file)
         same = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
         found = [(stored[name], part) for name, part in parts.items()]
@@ -396,7 +398,7 @@ def read_outputs(path, parts, fused):
         fits = all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found)
         if not (same and fits and str(stored["fused"]) == fused):
             raise ValueError
-    except features.FOREIGN:
+    except plumbing.FOREIGN:
         raise InputError(f"{path}: not the outputs of this system for these clips; delete it") from None
     return stored
 
@@ -484,7 +486,7 @@ log = partial(print, flush=True)
 
 def write(path, content):
     """Text or arrays by name; the file appears only when complete"""
-    with features.replacing(path) as unfinished, open(unfinished, "wb") as file:
+    with plumbing.replacing(path) as unfinished, open(unfinished, "wb") as file:
         if isinstance(content, str):
             file.write(f"{content}\n".encode())
         else:
@@ -494,8 +496,8 @@ def write(path, content):
 def load(path):
     """A checkpoint of `train`; nothing in it is executed"""
     try:
-        done, best, state = features.load_tensors(path)
-    except features.FOREIGN:
+        done, best, state = plumbing.load_tensors(path)
+    except plumbing.FOREIGN:
         raise InputError(f"{path}: is not a checkpoint of this program; delete it and start again") from None
     return done, best, state
 
@@ -527,7 +529,7 @@ def run(args):
     """What the command does: read, train what is not there yet, score, print"""
     if args.analysis:
         plots.figure_class()  # without matplotlib, stop before the work
-    device, root = features.choose_device(args.device), Path(args.data or "data/toy-tagging")
+    device, root = plumbing.choose_device(args.device), Path(args.data or "data/toy-tagging")
     out = Path(args.out or f"runs/fayek2020-{root.resolve().name}")
     precision = args.precision or ("bf16" if computes_bf16(device) else "fp32")
     log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | {precision} | {out}")
@@ -535,8 +537,7 @@ def run(args):
     if not args.data:
         toy.make_toy(root, kind="tagging")
         log("       TOY DATA: these scores are not comparable with the paper. Use --data DIR for others")
-    writable = os.access(root, os.W_OK) and root.stat().st_mode & 0o222
-    cache = root / "cache" if writable else out.parent / f"cache-{root.resolve().name}"
+    cache = plumbing.cache_folder(root, out.parent)
     stream = args.visual or ("resnet152" if args.data else "openl3")  # Fayek 2020, Sec. 3.2
     classes, parts = tagging.load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
     if parts["training"].present.sum() < 2:
@@ -601,7 +602,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with features.one_line_errors("the same command goes on after the last finished epoch of the audio network"):
+    with plumbing.one_line_errors("the same command goes on after the last finished epoch of the audio network"):
         run(args)
 
 

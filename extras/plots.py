@@ -16,7 +16,8 @@ import statistics
 import numpy as np
 
 import features
-from features import CLIP_SECONDS, FRAME_HOP, FRAMES, MELS, SAMPLE_RATE, WINDOW, InputError
+from extras.plumbing import InputError, replacing
+from features import CLIP_SECONDS, FRAME_HOP, FRAMES, MELS, SAMPLE_RATE, WINDOW
 
 CLASSES_SHOWN = 16  # of a recording; more cannot be read
 COLUMNS_SHOWN = 1000  # of a log-mel map; more cannot be told apart
@@ -34,7 +35,7 @@ def figure_class():
 
 
 def save_figure(figure, path):
-    with features.replacing(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png")
 
 

@@ -25,14 +25,18 @@ from pathlib import Path
 import numpy as np
 import scipy.signal
 import soundfile
-import torch
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import InputError
+
+import torch  # isort: skip
 
 import features
 import metrics
 import train
 from avsed import MultiEncoder
-from extras import embeddings, plots
-from features import CLIP_SAMPLES, CLIP_SECONDS, FRAME_HOP, FRAMES, HOP, SAMPLE_RATE, InputError
+from extras import embeddings, plots, runs
+from features import CLIP_SAMPLES, CLIP_SECONDS, FRAME_HOP, FRAMES, HOP, SAMPLE_RATE
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")  # read by soundfile; all other files by ffmpeg
 STRIDE = FRAMES // 2  # ours: output frames from one window to the next
@@ -50,7 +54,7 @@ def is_sound_file(path):
 def read_blocks(path):
     """Recording -> yields blocks of it: (samples,) float32 at 16 kHz, channels averaged; peaks stay as they are.
 
-    Put together, the blocks are what `features.read_waveform` makes of the file before it scales the peak. Of files
+    Put together, the blocks are what `features.read_mono` makes of the file. Of files
     other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound; one that begins after the picture gets
     silence before it. Raises InputError where there is no sound, or none that can be decoded.
     """
@@ -162,8 +166,7 @@ def window_log_mel(sound):
     ours: each window is scaled by its own peak, because each training clip was. Scaled by that of the recording, one
     bang would make the whole of it quieter than anything the network knows.
     """
-    peak = np.abs(sound).max()
-    return features.log_mel(features.fit_clip(sound / peak if peak > 0 else sound)).numpy()
+    return features.log_mel(features.fit_clip(features.scale_peak(sound))).numpy()
 
 
 def vectors_of_windows(path, starts, networks, stored):
@@ -226,6 +229,7 @@ class Trained:
     threshold: np.ndarray  # (C,), tuned for EBF1
     window: np.ndarray  # (C,) frames, tuned for EBF1
     device: torch.device
+    toy: bool = False  # trained on toy data
 
 
 def load_trained(path, device):
@@ -233,7 +237,7 @@ def load_trained(path, device):
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; name the model.pt that a run left")
     remedy = "name the model.pt that a run left"
-    state = train.load(path, remedy)
+    state = runs.load(path, remedy)
     state = state if isinstance(state, dict) else {}
     if "student" in state:
         raise InputError(f"{path}: is of an unfinished run; complete it with --resume and name the model.pt it leaves")
@@ -255,16 +259,17 @@ def load_trained(path, device):
         n, weight = len(data.classes), state["infer_weight"]
         check(data.classes == sorted({str(label) for label in data.classes}), "classes")
         student = MultiEncoder(n, {stream: pair.shape[1] for stream, pair in visual.items()}, state["config"]["base"])
-        check(train.same_form(state["weights"], student.state_dict()), "weights of another architecture, or not finite")
+        fits = plumbing.same_form(state["weights"], student.state_dict())
+        check(fits, "weights of another architecture, or not finite")
         student.load_state_dict(state["weights"])
         threshold, window = (np.array(state["tuned"]["EBF1"][name]) for name in ("threshold", "window"))
         check(threshold.shape == window.shape == (n,) and np.isfinite(threshold).all(), "thresholds")
         check(window.dtype.kind == "i" and np.isin(window, range(1, 1000, 2)).all(), "windows")
         check(1e-6 <= weight <= 1, "acoustic weight")
-    except (AssertionError, *features.FOREIGN) as error:  # the first is avsed.py's, of the base
-        reason = features.first_line(error)
+    except (AssertionError, *plumbing.FOREIGN) as error:  # the first is avsed.py's, of the base
+        reason = plumbing.first_line(error)
         raise InputError(f"{path}: not the model.pt of a finished run ({reason}); {remedy}") from None
-    return Trained(student.to(device), data, weight, threshold, window, device)
+    return Trained(student.to(device), data, weight, threshold, window, device, state.get("toy_data") is True)
 
 
 def visual_sources(trained, weights, visual_file):
@@ -316,7 +321,7 @@ def hear(trained, path, networks, stored, keep_log_mel=False):
             first = windows_as_clips(path, log_mel[:1], first_vectors, statistics)
         n += len(batch)
         with_video = {stream: count + int(part.present[stream].sum()) for stream, count in with_video.items()}
-        features.show_progress(Path(path).name, n, max(expected, n), started, sys.stderr)
+        plumbing.show_progress(Path(path).name, n, max(expected, n), started, sys.stderr)
         start, sound = batch[-1]
     seconds = (start + len(sound)) * 1000 // SAMPLE_RATE / 1000  # ours: whole ms, so that no event ends later
     if keep_log_mel:  # of each window the half that the next one does not have, of the last one both
@@ -382,7 +387,7 @@ def run(args):
     names = [Path(path).name for path in args.files]
     out = Path(args.out) if args.out else None
     check_names(names, out)
-    trained = load_trained(args.model, features.choose_device(args.device))
+    trained = load_trained(args.model, plumbing.choose_device(args.device))
     networks, stored = visual_sources(trained, args.weights, args.visual_file)
     reference = features.read_strong(args.reference)[1] if args.reference else []
     if args.plot or args.attention:
@@ -391,6 +396,8 @@ def run(args):
         raise InputError(f"{missing[0]}: no such file; mend the name")
     inputs, weight = " + ".join(("log-mel", *trained.data.visual_statistics)), trained.audio_weight
     note(f"model  {args.model} | {inputs}, acoustic weight {weight:g}, tuned for EBF1 | {trained.device.type}")
+    if trained.toy:
+        note("note   the model was trained on toy data: on other recordings its events mean nothing")
     print("\t".join(features.EVENT_COLUMNS), flush=True)
     found = []
     for path, name in zip(args.files, names):
@@ -399,7 +406,7 @@ def run(args):
         for event in events:
             print(*event, sep="\t", flush=True)
         with_video = "".join(f", with {stream}: {n}" for stream, n in heard.with_video.items())
-        length = features.clock(heard.seconds)
+        length = plumbing.clock(heard.seconds)
         note(f"       {name}: {length} of sound, windows: {heard.windows}{with_video}, events: {len(events)}")
         if heard.with_video and not any(heard.with_video.values()):
             if networks:
@@ -422,13 +429,13 @@ def write_files(args, trained, path, heard, events, reference):
     out, name = Path(args.out), Path(path).name
     frame_scores = heard.frame_scores[: max(1, math.ceil(heard.seconds / FRAME_HOP))]
     if args.scores:
-        features.save_array(out / f"{name}.scores.npy", frame_scores)
+        plumbing.save_array(out / f"{name}.scores.npy", frame_scores)
     if args.plot:
         log_mel = heard.log_mel[: 8 * len(frame_scores)]
         plots.plot_clip(out / f"{name}.png", log_mel, trained.data.classes, frame_scores, events, reference)
     if args.attention:
         encoders, weights = cross_attention(trained, heard.first)
-        features.save_array(out / f"{name}.attention.npy", weights)
+        plumbing.save_array(out / f"{name}.attention.npy", weights)
         frames = embeddings.read_frames(path) if has_picture(path) else ()
         last_block = weights[-1]
         plots.plot_attention(out / f"{name}.attention.png", heard.first.log_mel[0], encoders, last_block, frames)
@@ -465,8 +472,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default would round convolutions on GPUs unasked
-    with features.one_line_errors("the rows printed so far are complete for the files that they name"):
+    with plumbing.one_line_errors("the rows printed so far are complete for the files that they name"):
         run(args)
 
 

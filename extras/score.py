@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from features import CLIP_SECONDS, DAY, InputError, number, one_line_errors, read_strong, read_table
+from extras.plumbing import InputError, one_line_errors, parse_number, read_table
+from features import CLIP_SECONDS, DAY, read_strong
 from metrics import PSDS1, PSDS2, clip_f1, event_f1, psds, segment_f1
 
 
@@ -25,7 +26,7 @@ def read_durations(path):
     durations = {}
     for place, (name, text) in read_table(path, ("filename", "duration")):
         try:
-            seconds = number(text)
+            seconds = parse_number(text)
         except ValueError:
             seconds = math.nan
         if not (name and 0 < seconds <= DAY and durations.setdefault(name, seconds) == seconds):

@@ -14,15 +14,15 @@ import json
 import os
 import re
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import train
-from extras import plots, toy
-from features import FOREIGN, InputError, clock, one_line_errors, read_partitions
-from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config, Log, claimed, write_text
+from extras import plots, plumbing, runs, toy
+from extras.plumbing import FOREIGN, InputError, clock, write_text
+from features import read_partitions
+from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
 # evaluation data,) then mean and, but for Table 7, standard deviation of CBF1, SBF1, EBF1, PSDS1 and PSDS2
@@ -126,7 +126,7 @@ def make_table(args, device, log, wait):
     streams = list(dict.fromkeys(stream for row in rows for stream in row.visual))
     if args.data:
         read_partitions(root)  # where the tables are wrong, no folder is made
-    with claimed(out, wait=True):  # one process fills the cache, the others find it filled
+    with runs.claimed(out, wait=True):  # one process fills the cache, the others find it filled
         if not args.data:
             toy.make_toy(root)
         there = [stream for stream in streams if (root / "visual" / stream).is_dir()]
@@ -147,8 +147,6 @@ def make_table(args, device, log, wait):
                     args.epochs, args.batches, tuple(args.batch_size), seed, args.precision,
                 )  # fmt: skip
     reports = complete_runs(configs, data, out, device, log, wait)
-    for name, report in reports.items():
-        check_report(report, out / name / "model.pt")
     write_results(out, log)
     if len(reports) < len(configs):
         log(f"table  {len(reports)} of {len(configs)} runs are done: rows are incomplete")
@@ -180,14 +178,14 @@ def complete_runs(configs, data, out, device, log, wait=False):
 
     for second_time in (False, True):  # by then, what others were doing is finished, or was given up
         for name in missing():  # first what is finished: reading needs no claim, and shows if the folder has other runs
-            if report := train.finished_report(out / name, configs[name], data):
+            if report := runs.finished_report(out / name, configs[name], data, SCORES):
                 reports[name] = report
         for name in missing():
-            with claimed(out / name, wait and second_time) as mine:
+            with runs.claimed(out / name, wait and second_time) as mine:
                 if not mine:
                     continue
                 try:
-                    reports[name] = train.complete_run(configs[name], data, out / name, device, Log())
+                    reports[name] = train.complete_run(configs[name], data, out / name, device, runs.Log())
                 except FloatingPointError as error:  # one run of many
                     log(f"table  {name} is left out: {error}")
                     diverged.add(name)
@@ -196,22 +194,6 @@ def complete_runs(configs, data, out, device, log, wait=False):
             left = clock((time.monotonic() - started) / n_done * len(missing()))
             log(f"table  {len(reports)}/{len(configs)} runs | {name} done | {left} left")
     return reports
-
-
-def check_report(report, path):
-    """Raises InputError unless a run's report holds what rows are made of: scores from 0 to 1, or None"""
-    try:
-        by_weight = report["by_weight"]
-        tables = [report["scores"], *by_weight.values()]
-        tables += [by_weight[str(weight)] for weight in (*INFER_WEIGHTS, 1.0) if report["config"]["visual"]]
-        for parts in tables:
-            for scores in (parts["validation"], parts["public"], *parts.values()):
-                if not all(scores[name] is None or 0 <= scores[name] <= 1 for name in SCORES):
-                    raise ValueError("a score")
-        if report["scores"] != by_weight[str(report["infer_weight"])]:
-            raise ValueError("two kinds of scores")
-    except FOREIGN:
-        raise InputError(f"{path}: its scores are damaged; delete its folder, and the run is done again") from None
 
 
 def write_results(out, log):
@@ -223,7 +205,7 @@ def write_results(out, log):
             continue
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            check_report(report, path)
+            runs.check_report(report, path, SCORES)
             words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(report["config"].get, settings)]
             scores = [report["scores"]["validation"]["EBF1"], *(report["scores"]["public"][name] for name in SCORES)]
             scores = ["" if score is None else f"{score:.6f}" for score in scores]
@@ -275,7 +257,10 @@ def result_of(row, reports, search_train_weight=False, search_infer_weight=False
 
 
 def mean_and_deviation(name, values):
-    """Of a score's values over the runs, in the units of `cell`; None where there is no mean, or one run only"""
+    """Of a score's values over the runs, in the units of `cell`; None where there is no mean, or one run only.
+
+    ours: the deviation has n - 1 under the sum.
+    """
     scale = 1 if name.startswith("PSDS") else 100
     values = [scale * value for value in values if value is not None]
     return statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
@@ -323,16 +308,17 @@ def parse_arguments(arguments):
     add("table", type=int, choices=PAPER_TABLES, help="number of the table in the paper")
     add("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4; default: toy data")
     add("--base", choices=("transformer", "conformer"), help="only the rows of this base model")
-    add("--runs", type=int, help=f"per row, with seeds from --seed on; default: {RUNS}, toy data {TOY_RUNS}")
+    add("--runs", type=plumbing.positive,
+        help=f"per row, with seeds from --seed on; default: {RUNS}, toy data {TOY_RUNS}")
     add("--infer-weight", choices=("auto",), help="choose the acoustic weight at inference by validation EBF1, instead "
         "of the paper's")  # fmt: skip
     add("--search-train-weight", action="store_true", help="train with several acoustic weights, and choose those in "
         "training and at inference by validation EBF1")  # fmt: skip
-    add("--epochs", type=int, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
-    add("--batches", type=int, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
+    add("--epochs", type=plumbing.positive, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
+    add("--batches", type=plumbing.positive, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
     add("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
         help=f"default: {PAPER['batch_size']}, toy data {TOY['batch_size']}")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the first run of each row; default: 0")
+    add("--seed", type=plumbing.seed, default=0, help="of the first run of each row; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="arithmetic in training; default: fp32")
     add("--out", metavar="DIR", help="folder of the runs; default: runs/tables-DATA")
@@ -340,26 +326,19 @@ def parse_arguments(arguments):
     args = parser.parse_args(arguments)
     if args.data == "":
         parser.error("--data is empty: name a folder, or leave it out for toy data")
-    for name, value in {**(PAPER if args.data else TOY), "runs": RUNS if args.data else TOY_RUNS}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.runs < 1 or args.epochs < 1 or args.batches < 1 or min(args.batch_size) < 0 or sum(args.batch_size) < 1:
-        parser.error("--runs, --epochs and --batches must be at least 1, and --batch-size must hold at least one clip")
-    if not 0 <= args.seed < 2**63 - args.runs:
-        parser.error("--seed must be 0 or more, and below 2 ** 63")
+    plumbing.set_defaults(args, (PAPER if args.data else TOY) | {"runs": RUNS if args.data else TOY_RUNS})
+    if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
+        parser.error("--batch-size must hold at least one clip")
     return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with one_line_errors("the same command continues after the last finished epoch"):
-        device = train.device_of_rank(args.device, args.precision)
-        # Each process that torchrun started does runs of its own, so to train.py it is alone; the first one prints.
-        first, alone = train.RANK == 0, train.RANKS == 1
-        train.RANK, train.RANKS = 0, 1
-        if not first:
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        make_table(args, device, Log(), wait=first and not alone)
+    with plumbing.one_line_errors("the same command continues after the last finished epoch"):
+        device = plumbing.choose_device(args.device, args.precision)
+        # Each process that torchrun started does runs of its own; the first one prints, and waits for the others.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        make_table(args, device, runs.Log(), wait=plumbing.PRINTS and not alone)
 
 
 if __name__ == "__main__":

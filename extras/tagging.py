@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import features
-from features import PARTITIONS, InputError, read_strong, read_visual, read_weak, recording, visual_stems
+from extras import plumbing
+from extras.plumbing import InputError
+from features import PARTITIONS, read_strong, read_visual, read_weak, recording, visual_stems
 
 LISTS = {"training": ("strong", "weak"), "validation": ("validation",), "public": ("public",)}  # part: its lists
 
@@ -123,15 +125,15 @@ def gather(label, paths, read, cache, log):
     example = np.asarray(read(next(filter(None, paths))))
     there = [path for path in paths if path]
     names = [path and path.name for path in paths]
-    key = features.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
+    key = plumbing.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
     wanted = {"array": ((len(paths), *example.shape), example.dtype)}
 
     def make(folder):
-        with features.array_file(folder / "array.npy", *wanted["array"]) as write:
-            for chunk in features.in_chunks(lambda path: path and read(path), paths, label, log):
+        with plumbing.array_file(folder / "array.npy", *wanted["array"]) as write:
+            for chunk in plumbing.in_chunks(lambda path: path and read(path), paths, label, log):
                 write(np.stack([np.zeros_like(example) if one is None else one for one in chunk]))
 
-    return features.cached(cache / f"{label.replace(' ', '-')}-{key}", make, wanted)["array"]
+    return plumbing.cached(cache / f"{label.replace(' ', '-')}-{key}", make, wanted)["array"]
 
 
 # --- ranking metrics (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------

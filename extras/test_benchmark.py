@@ -46,7 +46,7 @@ def test_bad_flags_get_code_2(tmp_path, capsys):
     for flags, message in (
         ([], "required"),
         (["train", "--batch-size", "0", "0", "0"], "at least one clip"),
-        (["train", "--visual", "../x"], "folder names"),
+        (["train", "--visual", "../x"], "name of a folder"),
         (["train", "--precision", "tf32", "--device", "cpu"], "--precision tf32 is arithmetic"),
         (["train", "--data", str(tmp_path / "absent")], "absent: no such folder"),
     ):

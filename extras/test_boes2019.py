@@ -14,7 +14,7 @@ import metrics
 from extras import boes2019, toy
 from extras.boes2019 import AudiovisualTransformer, Block, Config, Data
 from extras.tagging import Part
-from features import InputError
+from extras.plumbing import InputError
 from test_avsed import quiet, write_tiny
 
 CPU = torch.device("cpu")

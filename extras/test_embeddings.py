@@ -25,7 +25,7 @@ from torch import nn
 
 import features
 from extras import embeddings
-from features import InputError
+from extras.plumbing import InputError
 from test_avsed import quiet, write_tiny
 
 with_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
@@ -312,13 +312,13 @@ def test_converting_an_h5_file(tmp_path, capsys):
 
 
 def test_a_converted_file_appears_only_when_complete(tmp_path, capsys, monkeypatch):
-    def disk_full(state, file):
-        file.write(b"half of it")
+    def disk_full(path, content):
+        path.touch()
         raise OSError("disk full")
 
     keras = fake_keras(openl3_weights())
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda *_: contextlib.nullcontext(keras)))
-    monkeypatch.setattr(torch, "save", disk_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
     assert "x.pt: cannot be written (disk full)" in refused(capsys, "convert", "a.h5", tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
 
@@ -705,16 +705,6 @@ def test_decoding_runs_ahead_but_not_away(monkeypatch):
         time.sleep(0.01)  # time to run further ahead, if that were possible
         assert frames == i and len(started) <= i + 4
     assert i == 29
-
-
-def test_progress_shows_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    for done in (99, 100, 300):
-        features.show_progress("extracted", done, 300, 990.0)
-    assert capsys.readouterr().out == "       extracted: 100/300 | 0:20 left\n       extracted: 300/300 | 0:00 left\n"
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    features.show_progress("extracted", 1, 7, 990.0)
-    assert capsys.readouterr().out.startswith("\r       extracted: 1/7 | 1:00 left")
 
 
 @with_ffmpeg

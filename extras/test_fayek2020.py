@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import test_avsed
-from extras import fayek2020, tagging
+from extras import fayek2020, tagging, test_bad_input
 from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
 from extras.tagging import Part
 from test_avsed import same, tiny_rows, write_tiny, write_wav
@@ -391,7 +390,7 @@ def run(*arguments):
     fayek2020.main([str(a) for a in arguments])
 
 
-refused = partial(test_avsed.refused, command=run)
+refused = partial(test_bad_input.refused, command=run)
 
 
 def arrays(path):
@@ -481,7 +480,7 @@ def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, qui
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
             patch.setattr(fayek2020, "write", partial(killed, write=fayek2020.write))
-            patch.setattr(fayek2020.features, "save_tensors", partial(killed, write=fayek2020.features.save_tensors))
+            patch.setattr(fayek2020.plumbing, "save_tensors", partial(killed, write=fayek2020.plumbing.save_tensors))
             run(*flags, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.checkpoint"))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}

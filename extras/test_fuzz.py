@@ -30,7 +30,7 @@ import torch
 
 import features
 import train
-from extras import boes2019, embeddings, predict, score, tables
+from extras import boes2019, embeddings, plumbing, predict, runs, score, tables
 from test_avsed import HERE, LAYOUT, quiet, shrink, tiny_config, tiny_rows, write_tiny
 
 ROOM, SLOW = 3 * 2**30, 20  # bytes beyond what the process has mapped when it starts; seconds
@@ -181,13 +181,14 @@ class Samples:
         self.root = write_tiny(folder / "set")
         data, self.config = features.load_dataset(self.root, ["openl3"], log=quiet), tiny_config(self.root)
         self.data = data
-        student, teacher, optimizer = train.start(self.config, data, CPU)
+        student, teacher, optimizer = train.new_networks(self.config, data, CPU)
         clips = train.load_clips(data, self.config.visual, CPU)
         train.training_step(student, teacher, optimizer, train.training_batch(clips, self.config, 0), self.config, 0)
         state = {"epoch": 1, "student": student.state_dict(), "teacher": teacher.state_dict()}
-        state |= {"optimizer": optimizer.state_dict()} | train.description(self.config, data)
+        state |= {"optimizer": optimizer.state_dict()} | runs.description(self.config, data)
         self.checkpoint = state
-        train.score_run(student, self.config, data, folder, CPU, quiet)
+        choice = train.choose(student, self.config, data, CPU, quiet)
+        train.score(student, self.config, data, CPU, choice, folder)
         self.model = torch.load(folder / "model.pt", weights_only=True)
         self.report = (folder / "metrics.json").read_text("utf-8")
         soundfile.write(folder / "clip.wav", 0.1 * rng.standard_normal(16000), 16000)
@@ -208,7 +209,7 @@ def read_sound(samples, path, n_samples):
     for read in (features.load_audio, lambda path: sum(map(len, predict.read_blocks(path)))):
         try:
             lengths.append(read(path))
-        except features.InputError as error:
+        except plumbing.InputError as error:
             refused.append(error)
     assert len(refused) in (0, 2), f"one reader takes it, the other does not: {refused}"
     if refused:
@@ -337,8 +338,7 @@ def read_model(samples, folder):
 
 def read_finished(samples, folder):
     config = samples.config
-    report = train.complete_run(config, samples.data, folder, CPU, train.Log())
-    tables.check_report(report, folder)
+    train.row(config, train.complete_run(config, samples.data, folder, CPU, runs.Log()))
 
 
 def make_checkpoint(samples, rng, folder):
@@ -347,9 +347,9 @@ def make_checkpoint(samples, rng, folder):
 
 
 def read_checkpoint(samples, folder):
-    state, data = train.read_state(folder / "checkpoint.pt", samples.config, samples.data)
-    parts = train.start(samples.config, data, CPU)
-    assert train.restore(folder, state, *parts, samples.config.epochs) in (1, 2)
+    parts = train.new_networks(samples.config, samples.data, CPU)
+    data, epochs = runs.resume(folder, samples.config, samples.data, *parts)
+    assert epochs in (1, 2)
     batch = train.training_batch(train.load_clips(data, samples.config.visual, CPU), samples.config, 1)
     train.training_step(*parts, batch, samples.config, 1)
 
@@ -399,7 +399,7 @@ def outcome(kind, seed, samples, folder):
     code = None
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            with features.one_line_errors(""):
+            with plumbing.one_line_errors(""):
                 read(samples, *arguments)
         except SystemExit as stop:
             code = stop.code

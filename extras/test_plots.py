@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-import features
-from extras import plots
+from extras import plots, plumbing
 
 FRAME_HOP = 8 * 313 / 16000  # seconds
 
@@ -126,5 +125,5 @@ def test_a_picture_that_cannot_be_finished_leaves_no_file(tmp_path, monkeypatch)
 
 def test_without_matplotlib_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(features.InputError, match="needs matplotlib: pip install matplotlib"):
+    with pytest.raises(plumbing.InputError, match="needs matplotlib: pip install matplotlib"):
         plots.figure_class()

@@ -18,7 +18,7 @@ import features
 import metrics
 import train
 from avsed import MultiEncoder
-from extras import embeddings, predict
+from extras import embeddings, plumbing, predict
 from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
 from test_avsed import quiet, shrink, write_tiny, write_wav
 from test_avsed import run as run_train
@@ -125,9 +125,9 @@ def test_blocks_are_the_recording(tmp_path, rate):
     path = tmp_path / "a.flac"
     write_wav(path, np.random.default_rng(0).uniform(-0.5, 0.5, (round(21.3 * rate), 2)), rate)
     blocks = list(predict.read_blocks(path))
-    whole, sound = features.read_waveform(path), np.concatenate(blocks)
+    whole, sound = features.read_mono(path), np.concatenate(blocks)
     assert len(blocks) > 2 and max(map(len, blocks)) < 350000 and sound.shape == whole.shape
-    assert sound.dtype == np.float32 and np.allclose(sound / np.abs(sound).max(), whole, atol=1e-5)
+    assert sound.dtype == np.float32 and np.allclose(sound, whole, atol=1e-5)
     assert predict.recording_seconds(path) == pytest.approx(21.3, abs=1e-3)
 
 
@@ -194,7 +194,7 @@ def test_each_window_sees_its_own_part_of_the_video(tmp_path, monkeypatch):
     def read_frames(path, start, seconds):
         asked.append((start, seconds))
         if start > 6:
-            raise features.InputError("the picture ends here")
+            raise plumbing.InputError("the picture ends here")
         return start
 
     monkeypatch.setattr(embeddings, "read_frames", read_frames)
@@ -249,12 +249,12 @@ def test_sound_of_video_files(tmp_path):
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {both.name}\n")
     hours = film(tmp_path / "hours.mkv", CLOCK.format(1), ["-itsoffset", "5000", *noise], options=codec)
     for path, message in ((tmp_path / "list.mp4", r"no sound \(a playlist"), (hours, "more than an hour of nothing")):
-        with pytest.raises(features.InputError, match=f"{path.name}: .*{message}"):
+        with pytest.raises(plumbing.InputError, match=f"{path.name}: .*{message}"):
             sum(map(len, predict.read_blocks(path)))
     silent = film(tmp_path / "silent.mkv", CLOCK.format(1))
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     for path in (silent, tmp_path / "broken.mp4", tmp_path / "absent.mp4"):
-        with pytest.raises(features.InputError, match=f"{path.name}: no sound"):
+        with pytest.raises(plumbing.InputError, match=f"{path.name}: no sound"):
             list(predict.read_blocks(path))
 
 
@@ -298,7 +298,7 @@ def test_an_ffmpeg_that_hangs_is_stopped(tmp_path, monkeypatch):
     blocks.close()  # nobody wants the rest
     monkeypatch.setattr(embeddings, "PATIENCE", 0.5)
     for read in (lambda path: list(predict.read_blocks(path)), embeddings.read_frames):
-        with pytest.raises(features.InputError, match=r"a\.mp4: no \w+ \(ffmpeg ended with -9; it has 0.5 s\)"):
+        with pytest.raises(plumbing.InputError, match=r"a\.mp4: no \w+ \(ffmpeg ended with -9; it has 0.5 s\)"):
             read("a.mp4")
     assert not predict.has_picture("a.mp4") and predict.recording_seconds("a.mp4") == 0
     assert time.monotonic() - started < 10

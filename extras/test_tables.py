@@ -17,7 +17,7 @@ import features
 import metrics
 import train
 from avsed import MultiEncoder
-from extras import plots, tables
+from extras import plots, runs, tables
 from metrics import PSDS1, PSDS2
 from test_avsed import HERE, quiet, small, write_tiny  # noqa: F401
 
@@ -246,8 +246,8 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     ]  # fmt: skip
     data = features.load_dataset(root, ["openl3"], tmp_path / "cache", log=quiet)  # meanwhile
     config = train.Config(str(root), ("openl3",), "transformer", 0.5, 0.75, 1, 1, (1, 1, 2), 1, "fp32")
-    with train.claimed(tmp_path / "alone"):
-        train.complete_run(config, data, tmp_path / "alone", torch.device("cpu"), train.Log())
+    with runs.claimed(tmp_path / "alone"):
+        train.complete_run(config, data, tmp_path / "alone", torch.device("cpu"), runs.Log())
     capsys.readouterr()
     printed = processes[0].communicate()[0]
     assert [process.wait() for process in processes] == [0, 0]
@@ -282,7 +282,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
         run(*base, "--epochs", 2)
     assert stop.value.code == 2 and "is of a run with epochs 1" in capsys.readouterr().err
     with monkeypatch.context() as patch:  # others are at work in every folder: reading what is finished needs no claim
-        patch.setattr(tables, "claimed", lambda folder, wait=False: contextlib.nullcontext(wait))
+        patch.setattr(runs, "claimed", lambda folder, wait=False: contextlib.nullcontext(wait))
         patch.setattr(plots, "figure_class", lambda: None)
         patch.setattr(plots, "plot_table", lambda *arguments: drawn.append(arguments))
         drawn = []
@@ -296,7 +296,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     (root / "visual/openl3").rename(root / "visual/vgg16")  # other streams split by availability: scored anew
     run(7, *base[1:])
     report = json.loads((tmp_path / "t/transformer-audio-w1.0-1/metrics.json").read_text())
-    assert report["streams"] == ["vgg16"] and capsys.readouterr().out.count("model  ") == 1  # only vgg16 is trained
+    assert report["streams"] == ["vgg16"] and capsys.readouterr().out.count("epoch  ") == 1  # only vgg16 is trained
     assert (tmp_path / "t/transformer-audio-w1.0-1/model.pt").stat().st_mtime_ns != stamp
     with pytest.raises(SystemExit) as stop:
         run(8, *base[1:])
@@ -309,7 +309,7 @@ def test_what_others_finish_is_read_and_what_they_give_up_is_done(tmp_path, monk
     data = features.DataSet([], {}, (0, 1), {"openl3": (0, 1)})
     busy, looks, done_here = {"b", "c", "e"}, [], []
 
-    def finished_report(folder, config, data):
+    def finished_report(folder, config, data, scores):
         looks.append(folder.name)
         if looks.count("c") == 2:
             busy.discard("c")
@@ -321,8 +321,8 @@ def test_what_others_finish_is_read_and_what_they_give_up_is_done(tmp_path, monk
             raise FloatingPointError("the loss is not finite")
         return "here"
 
-    monkeypatch.setattr(tables, "claimed", lambda folder, wait: contextlib.nullcontext(wait or folder.name not in busy))
-    monkeypatch.setattr(train, "finished_report", finished_report)
+    monkeypatch.setattr(runs, "claimed", lambda folder, wait: contextlib.nullcontext(wait or folder.name not in busy))
+    monkeypatch.setattr(runs, "finished_report", finished_report)
     monkeypatch.setattr(train, "complete_run", complete_run)
     reports = tables.complete_runs(dict.fromkeys("abcde"), data, tmp_path, None, quiet, wait)
     assert reports == {"a": "here", "b": "by others", "c": "here"} | ({"e": "here"} if wait else {})
@@ -371,11 +371,11 @@ def test_pictures_without_matplotlib_stop_before_the_work(tmp_path, capsys, monk
     (
         (["4"], "invalid choice"),
         (["5", "--visual", "openl3"], "unrecognized arguments"),
-        (["5", "--runs", "0"], "must be at least 1"),
+        (["5", "--runs", "0"], "must be a whole number, at least 1"),
         (["5", "--batch-size", "0", "0", "0"], "at least one clip"),
         (["5", "--infer-weight", "0.5"], "invalid choice"),
         (["5", "--data", ""], "--data is empty"),
-        (["5", "--seed", "-1"], "--seed must be 0 or more"),
+        (["5", "--seed", "-1"], "a seed must be 0 or more"),
         (["5", "--precision", "tf32", "--device", "cpu", "--data", "absent"], "--precision tf32 is arithmetic"),
         (["5", "--device", "nonsense", "--data", "absent"], "--device nonsense"),
         (["5", "--data", "absent"], "absent: no such folder"),

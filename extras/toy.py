@@ -22,9 +22,10 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, InputError, one_line_errors, replacing
+from extras.plumbing import InputError, one_line_errors, replacing
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE
 
-VERSION = 2  # change it whenever make_toy writes other bytes
+VERSION = 3  # change it whenever make_toy writes other bytes
 CLIPS = {  # kind: clips of each partition
     "toy": {"strong": 80, "weak": 120, "unlabelled": 60, "validation": 60, "public": 80},
     "tagging": {"strong": 100, "weak": 500, "unlabelled": 20, "validation": 150, "public": 200},
@@ -138,7 +139,8 @@ def make_vectors(rng, events, seconds, width):
     # the "visual network": for each width one, the same for all clips
     basis = np.random.default_rng(width).standard_normal((len(classes) + 6, width))
     vectors = np.hstack([seen, 0.6 * scene]) @ basis + rng.standard_normal((FRAMES, width))
-    vectors[times > seconds] = 0
+    last = np.flatnonzero(times <= seconds)[-1]
+    vectors[last:] = vectors[last]  # a picture that ends early stands still, as in extras/embeddings.py
     return vectors.astype(np.float16)
 
 

@@ -1,0 +1,439 @@
+"""What every command shares and no paper mentions: one-line errors, whole files, the cache, progress, the device.
+
+    InputError, one_line_errors     what is wrong with a command's input, said in one line
+    replacing                       files and folders that appear only when complete
+    save_array .. load_tensors      arrays and tensors on disk; nothing in a file is ever executed
+    cached, in_chunks               work on many files, done once and kept
+    read_table                      TSV files
+    open_sound, is_cut              what soundfile does not say by itself
+    folder_name, seed ..            types of flags
+    show_progress, choose_device
+
+Every file that imports torch imports this one before it: how threads wait must be said before torch is loaded.
+"""
+
+import argparse
+import functools
+import hashlib
+import io
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+# speed: torch's threads that wait for work keep their core busy, so two programs on two cores mostly wait for each
+# other: 73 s for what one of them does alone in 9 s. With this number of turns it is 17 s, and alone 9 s as before.
+# A value that the user has set stays. (GNU OpenMP, which torch for Linux uses, reads it when torch is loaded.)
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import torch  # noqa: E402
+
+MACHINE = platform.node()  # the number of a process means nothing on another machine
+PRINTS = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, the first one
+RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+# what may be raised where the contents of a foreign file are taken apart
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+
+
+class InputError(Exception):
+    """Bad input: one line that names the file, the line in it and what to do about it."""
+
+
+def first_line(error):
+    return str(error).strip().split("\n")[0][:80]
+
+
+@contextmanager
+def damage_as_value_error():
+    """Around numpy's and torch's readers, which raise a dozen kinds of exceptions for damaged files.
+
+    A file that is not there, or may not be read, stays an OSError: that is no reason to delete it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(first_line(error) or type(error).__name__) from None
+
+
+@contextmanager
+def one_line_errors(hint):
+    """Around a command: what is wrong becomes one line and exit code 2; an interruption, one line with the hint"""
+    print_whatever_happens()
+    end_politely()
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(f"\ninterrupted; {hint}")
+    except BrokenPipeError as error:
+        forget_stdout()
+        complain(error)
+    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError) as error:
+        complain(error)
+    except RuntimeError as error:
+        if not re.search("(out of|not enough|allocate) memory", str(error)):
+            raise  # a fault of the program; torch has no other error than this one for too little memory
+        complain(error)
+
+
+def complain(error):
+    print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
+    sys.exit(2)
+
+
+def print_whatever_happens():
+    """Neither a closed stdout nor a character that a terminal cannot show stops a command; warnings are notes"""
+    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def end_politely():
+    """`kill` ends a command as Ctrl-C does"""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def forget_stdout():
+    """After a closed pipe, else Python complains of it once more at its end"""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- files that appear only when complete ----------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path):
+    """A name to write to; the file or folder written there becomes `path`, so it appears only when complete"""
+    path = Path(path)
+    remove_leftovers(path.parent)
+    partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
+    try:
+        yield partial
+        if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
+            os.replace(partial, path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
+    finally:
+        remove(partial)
+
+
+@functools.cache
+def remove_leftovers(folder):
+    """Of processes of this machine that were killed while they wrote into a folder; each folder is looked at once"""
+    for partial in folder.glob(f"{MACHINE}-*-{'[0-9a-f]' * 32}.partial") if os.name == "posix" else ():
+        with suppress(PermissionError):  # the process runs, and is another user's
+            try:
+                os.kill(int(partial.name.split("-")[-2]), 0)  # signal 0 only looks whether the process runs
+            except ProcessLookupError:
+                remove(partial)
+
+
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_text(path, text):
+    with replacing(path) as partial:
+        partial.write_text(f"{text}\n", encoding="utf-8")
+
+
+def save_array(path, array):
+    """np.save"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
+
+
+NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse two of them at once (its issue 106905)
+
+
+def load_array(path):
+    """np.load of one array or archive; nothing in the file is executed. Raises ValueError for damaged files"""
+    with damage_as_value_error(), NPY_HEADERS:
+        return np.load(path, allow_pickle=False)
+
+
+def save_tensors(path, content):
+    """torch.save"""
+    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+    torch.save(content, buffer)
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def load_tensors(path):
+    """torch.load on the CPU. Nothing in the file is executed, and it grows no larger than it is on disk.
+
+    Raises ValueError for damaged files.
+    """
+    with damage_as_value_error():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch compresses nothing
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("compressed")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def same_form(found, wanted):
+    """Do two contents of files agree in all but their numbers? Tensors must be finite, too"""
+    if isinstance(wanted, dict):
+        alike = isinstance(found, dict) and found.keys() == wanted.keys()
+        return alike and all(same_form(found[key], wanted[key]) for key in wanted)
+    if type(found) is not type(wanted):
+        return False
+    if isinstance(wanted, (list, tuple)):
+        return len(found) == len(wanted) and all(map(same_form, found, wanted))
+    if isinstance(wanted, torch.Tensor):
+        return (found.shape, found.dtype) == (wanted.shape, wanted.dtype) and bool(found.isfinite().all())
+    return True
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(paths, *more):
+    """Short hash of files by name, size and time of change: another one means that the cache is out of date"""
+    digest = hashlib.sha256(repr(more).encode())
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder(root, beside):
+    """root/cache, or in the folder `beside` where the data set is read-only, be it only by its permission bits"""
+    writable = root.is_dir() and os.access(root, os.W_OK) and root.stat().st_mode & 0o222
+    real = os.path.realpath(root)  # two data sets may have one name
+    return root / "cache" if writable else beside / f"cache-{Path(real).name}-{fingerprint((), real)[:8]}"
+
+
+def cached(folder, make, wanted):
+    """The arrays in a folder of the cache, memory-mapped: dict of name -> array. Where it is missing, make writes them.
+
+    wanted: their shapes and types. The folder's name ends in the key of what it was made from. It appears only when
+    complete; those of the same thing with another key, now out of date, go.
+    """
+    if not folder.exists():
+        with replacing(folder) as partial:
+            partial.mkdir(parents=True)
+            make(partial)
+        name, _, key = folder.name.rpartition("-")
+        for old in folder.parent.glob(f"{name}-{'[0-9a-f]' * len(key)}"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    try:
+        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
+        with damage_as_value_error():
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
+            raise ValueError("other shapes or types")
+        return arrays
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
+
+
+@contextmanager
+def array_file(path, shape, dtype):
+    """np.save of an array that comes in parts: yields a function that writes its next rows"""
+    with open(path, "wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda rows: file.write(np.ascontiguousarray(rows).data)
+
+
+def in_chunks(function, items, label, log, size=50):
+    """Yield [function(item) ...] over chunks of items, worked on by all cores, with progress and time left"""
+    started = time.monotonic()
+    with ThreadPoolExecutor(cores()) as pool:
+        for first in range(0, len(items), size):
+            yield list(pool.map(function, items[first : first + size]))
+            show_progress(label, min(first + size, len(items)), len(items), started)
+    log(f"       {label}: {len(items)} clips in {time.monotonic() - started:.1f} s")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path, columns):
+    """Rows of a TSV file: a list of (place, [cells of the wanted columns]); place is "file, line 7" for messages"""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # utf-8-sig: a byte order mark is no text
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
+    header = lines[0].split("\t")
+    if missing := [name for name in columns if name not in header]:
+        wanted = f"the first line must name the columns {', '.join(columns)}, separated by tabs"
+        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; {wanted}")
+    where = [header.index(name) for name in columns]
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
+            continue
+        cells, place = [cell.strip() for cell in line.split("\t")], f"{path}, line {number}"
+        cells += [""] * (len(header) - len(cells))  # some editors cut the trailing tabs of a clip without events
+        if len(cells) > len(header):
+            raise InputError(f"{place}: {len(cells)} columns where the header has {len(header)}; correct the tabs")
+        if not cells[where[0]]:
+            raise InputError(f"{place}: empty {columns[0]}; name the clip or delete the row")
+        rows.append((place, [cells[i] for i in where]))
+    return rows
+
+
+def parse_number(text):
+    """A cell -> float; ValueError also for what only Python reads as a number: 1_0, digits of other scripts"""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
+def check_filename(place, name):
+    """A name from a data set's table must name a file in the partition's own folder, never one elsewhere."""
+    if name in (".", "..") or re.search(r"[/\\\0]", name):
+        raise InputError(f"{place}: {name!r} is not a plain file name; give the name alone, without folders")
+    return name
+
+
+# --- sound files -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_sound(path):
+    """soundfile.SoundFile, to be read from its beginning on; InputError for what cannot be decoded"""
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
+            file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
+            yield file
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # soundfile lets out several kinds for damaged headers
+        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
+
+
+def is_cut(file, n_read):
+    """Does a sound file that was read to its end hold less than its header promises?"""
+    log = file.extra_info  # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
+    promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", log, re.M)
+    if any(int(size) < 2e9 for size in promised):  # 2 GB or more: written to a pipe, where the length was not known
+        return True
+    if file.format == "OGG" and re.search("lacks an end-of-stream|Junk after the last page|reports a hole", log):
+        return True
+    if file.frames > 2**62:  # unknown, as FLAC may have it
+        return file.format == "OGG"
+    return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+# Types for argparse: text -> value
+
+
+def positive(text):
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1")
+    return int(text)
+
+
+def seed(text):
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r}: a seed must be 0 or more, and below 2 ** 63")
+    return int(text)
+
+
+def folder_name(text):
+    if Path(text).name != text or text in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a folder, without slashes")
+    return text
+
+
+def number_or(word, low, high):
+    """-> type of a flag that takes a number from low to high, or one word"""
+
+    def parse(text):
+        with suppress(ValueError):
+            if text == word or low <= parse_number(text) <= high:
+                return text if text == word else float(text)
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from {low:g} to {high:g}, or {word!r}")
+
+    return parse
+
+
+def set_defaults(args, defaults):
+    """Flags that were not given -> their defaults, which depend on another flag"""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+# --- progress, time, the device --------------------------------------------------------------------------------------
+
+
+def show_progress(label, done, total, started, stream=None):
+    """On a terminal, one line that renews itself and goes when all is done; in a file, a line every hundred items"""
+    if not PRINTS:
+        return
+    stream = stream or sys.stdout
+    left = (time.monotonic() - started) / done * (total - done)
+    line = f"       {label}: {done}/{total} | {clock(left)} left"
+    if stream.isatty():  # "\033[K" erases what is left of a longer line; "\r" lets the next line take the place
+        print(f"{line if done < total else ''}\033[K", end="\r", flush=True, file=stream)
+    elif done % 100 == 0:
+        print(line, flush=True, file=stream)
+
+
+def clock(seconds):
+    """61 -> '1:01', 3661 -> '1:01:01'"""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def cores():
+    """CPU cores that this process may use"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def choose_device(name, precision="fp32"):
+    """cpu, cuda, mps or auto -> torch.device, whose arithmetic is set to the precision: fp32, tf32 or bf16"""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except Exception as error:  # each kind of device that is absent has its own
+        raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
+    device = torch.device(name)
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"--precision tf32 is arithmetic of NVIDIA GPUs, this run is on {device}; use fp32 or bf16")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch's default would round convolutions unasked
+    if device.type == "cuda":  # of the processes that torchrun starts, each has a GPU of its own
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+    return device

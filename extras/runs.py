@@ -1,0 +1,259 @@
+"""A run's folder: who works in it, what a checkpoint holds, how a run resumes, what a finished run left.
+
+    log.txt                  what was printed
+    checkpoint.pt            everything that the next epoch needs; goes when the run is finished
+    history.tsv              a row for each epoch
+    predictions*.tsv         what each score was computed from
+    metrics.json, model.pt   the report; the same with the trained weights. model.pt marks the run as finished
+
+Nothing here depends on the network, the data or the method: they come as arguments.
+"""
+
+import hashlib
+import json
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from extras import plumbing  # before torch, see there
+from extras.plumbing import FOREIGN, InputError
+
+import torch  # isort: skip
+
+LOSSES = ("weak", "strong", "clip_consistency", "frame_consistency")  # the columns of history.tsv for the four losses
+
+
+# --- who works in a folder, what is printed there --------------------------------------------------------------------
+
+
+@contextmanager
+def claimed(folder, wait=False):
+    """True while this process alone works in the folder. A claim ends with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "claim", "a") as file:  # "a": it may be a link to a file, which must not be emptied
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        except ImportError:  # Windows knows no such locks: one process at a time there
+            pass
+        yield True
+
+
+@contextmanager
+def alone_in(folder):
+    """InputError where another process works in the folder, see `claimed`"""
+    with claimed(folder) as mine:
+        if not mine:
+            raise InputError(f"{folder}: another process is at work there; name another --out")
+        yield
+
+
+def never_overwrite(folder, resume):
+    """InputError where the folder holds a run that the user did not ask to resume"""
+    if not resume and ((folder / "checkpoint.pt").exists() or (folder / "model.pt").exists()):
+        raise InputError(f"{folder}: holds a run already; continue it with --resume, name another --out, or delete it")
+
+
+class Log:
+    """Prints lines, and keeps them in a file once it has a path"""
+
+    def __init__(self):
+        self.lines, self.path = [], None
+
+    def __call__(self, line):
+        if plumbing.PRINTS:
+            print(line, flush=True)
+        self.lines.append(f"{line}\n")
+        if self.path:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(self.lines))
+            self.lines = []
+
+
+def check_losses(losses, begin):
+    """losses: four for each iteration from `begin` on. A run cannot go on where one is not finite"""
+    for t, row in enumerate(losses, begin):
+        if not all(map(math.isfinite, row)):
+            named = ", ".join(f"{name} {value:.4g}" for name, value in zip(LOSSES, row))
+            raise FloatingPointError(f"the loss is not finite at iteration {t}: {named}; nothing of this epoch is kept")
+
+
+# --- an unfinished run -----------------------------------------------------------------------------------------------
+
+
+def description(config, data):
+    """What tells one run from another: the part common to checkpoint.pt, model.pt and, without tensors, metrics.json"""
+    clips = []
+    for part in data.partitions.values():
+        present = [part.present[stream].tolist() for stream in config.visual]
+        clips.append((part.filenames, part.events, np.asarray(part.tags).tolist(), present))
+    visual = {stream: data.visual_statistics[stream] for stream in config.visual}
+    return {
+        "config": asdict(config),
+        "classes": data.classes,
+        "data": hashlib.sha256(repr(clips).encode()).hexdigest()[:16],
+        "mel_statistics": [torch.from_numpy(values) for values in data.mel_statistics],
+        "visual_statistics": {name: [torch.from_numpy(values) for values in pair] for name, pair in visual.items()},
+    }
+
+
+def resume(folder, config, data, student, teacher, optimizer):
+    """Put a run back as the folder has it -> the DataSet with the statistics of the run, number of finished epochs"""
+    if (folder / "model.pt").exists():  # all epochs are done; it is only to be scored anew
+        path, epochs, parts = folder / "model.pt", config.epochs, {"weights": student}
+    elif (folder / "checkpoint.pt").exists():
+        path, epochs = folder / "checkpoint.pt", None
+        parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+        optimizer.step()  # all gradients are zero; it gives the optimizer's state the form of a saved one
+    else:
+        return data, 0
+    state = read_state(path, config, data)
+    epochs = epochs or state.get("epoch")
+    try:
+        if type(epochs) is not int or not 1 <= epochs <= config.epochs:
+            raise ValueError("epoch")
+        for name, part in parts.items():
+            found, fresh = state[name], part.state_dict()
+            if part is optimizer:  # its settings are those of the code, only what it has gathered is restored
+                found = {"state": found["state"], "param_groups": fresh["param_groups"]}
+            if not plumbing.same_form(found, fresh):
+                raise ValueError(name)
+            part.load_state_dict(found)
+    except FOREIGN as error:
+        reason = f"of another architecture or optimizer, or damaged ({plumbing.first_line(error)})"
+        raise InputError(f"{path}: {reason}; name another --out") from None
+    mel = [values.numpy() for values in state["mel_statistics"]]
+    visual = {name: [values.numpy() for values in pair] for name, pair in state["visual_statistics"].items()}
+    return replace(data, mel_statistics=mel, visual_statistics=data.visual_statistics | visual), epochs
+
+
+def keeper(folder, config, data):
+    """-> keep(epoch, student, teacher, optimizer, losses, scores), which saves it all when an epoch is done.
+
+    epoch: number of epochs done; losses: four means over the epoch; scores: dict of score -> number, on validation
+    """
+    described, started = description(config, data), time.monotonic()
+
+    def keep(epoch, student, teacher, optimizer, losses, scores):
+        nonlocal started
+        rate, seconds, started = optimizer.param_groups[0]["lr"], time.monotonic() - started, time.monotonic()
+        row = {"epoch": epoch, "iteration": epoch * config.batches, **dict(zip(LOSSES, losses))}
+        add_row(folder / "history.tsv", epoch, row | {"learning_rate": rate, "seconds": seconds} | scores)
+        parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+        state = {"epoch": epoch} | {name: part.state_dict() for name, part in parts.items()}
+        plumbing.save_tensors(folder / "checkpoint.pt", state | described)
+
+    return keep
+
+
+def add_row(path, number, row):
+    """Row `number` (1, 2 ..) of a TSV file, in the place of all that stand there from it on: of an epoch done again"""
+    lines = path.read_text(encoding="utf-8").splitlines()[:number] if path.exists() else ["\t".join(row)]
+    lines.append("\t".join(str(value) if isinstance(value, int) else f"{value:.6g}" for value in row.values()))
+    plumbing.write_text(path, "\n".join(lines))
+
+
+# --- a finished run --------------------------------------------------------------------------------------------------
+
+
+def load(path, remedy="name another --out"):
+    """A checkpoint or model.pt; InputError for what is neither"""
+    try:
+        return plumbing.load_tensors(path)
+    except ValueError as error:
+        raise InputError(f"{path}: not a checkpoint of this program ({error}); {remedy}") from None
+
+
+def read_state(path, config, data):
+    """checkpoint.pt or model.pt -> what it holds; InputError unless of a run with this configuration on these clips"""
+    state, now = load(path), description(config, data)
+    try:
+        stored, wanted = state["config"], asdict(config)
+        del wanted["data"]  # the folder may have moved, or have several names
+        differs = [f"{key} {stored.get(key)}" for key, value in wanted.items() if stored.get(key) != value]
+        if (state["classes"], state["data"]) != (now["classes"], now["data"]):
+            differs.append("other data")
+        statistics = "mel_statistics", "visual_statistics"
+        if not differs and not all(plumbing.same_form(state[name], now[name]) for name in statistics):
+            raise ValueError("statistics")
+    except FOREIGN:
+        origin = "was not written by this program, or by an older version"
+        raise InputError(f"{path}: {origin}; name another --out") from None
+    if differs:
+        raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
+    return state
+
+
+def finished_report(folder, config, data, scores):
+    """The report of a finished run; None where there is none, or one whose public clips were split by other streams.
+
+    scores: names of the scores that it must have
+    """
+    path = folder / "model.pt"
+    if not path.exists():
+        return None
+    report = without_tensors(read_state(path, config, data))
+    check_report(report, path, scores)
+    return report if report.get("streams") == list(data.visual_statistics) else None
+
+
+def check_report(report, path, scores):
+    """InputError unless a report has these scores, from 0 to 1 or None, for validation, public and its parts"""
+    try:
+        by_weight = report["by_weight"]
+        for parts in by_weight.values():
+            for part in (parts["validation"], parts["public"], *parts.values()):
+                if not all(part[name] is None or 0 <= part[name] <= 1 for name in scores):
+                    raise ValueError("a score")
+        if report["scores"] != by_weight[str(report["infer_weight"])]:
+            raise ValueError("two kinds of scores")
+    except FOREIGN:
+        raise InputError(f"{path}: its scores are damaged; delete its folder, and the run is done again") from None
+
+
+def finish(folder, config, data, report, student):
+    """Write metrics.json and model.pt -> the report as metrics.json has it"""
+    report = description(config, data) | as_text_can_hold(report) | {"streams": list(data.visual_statistics)}
+    readable = without_tensors(report)
+    plumbing.write_text(folder / "metrics.json", json.dumps(readable, indent=1))
+    plumbing.save_tensors(folder / "model.pt", report | {"weights": student.state_dict()})  # last: now it is finished
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return readable
+
+
+def without_tensors(report):
+    tensors = ("weights", "mel_statistics", "visual_statistics")
+    return {key: value for key, value in report.items() if key not in tensors}
+
+
+def as_text_can_hold(value):
+    """Dicts of dicts of numbers and arrays -> the same of plain numbers and lists; JSON knows no NaN: None"""
+    if isinstance(value, dict):
+        return {str(key): as_text_can_hold(x) for key, x in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_tags(path, filenames, classes, tags):
+    """Tags (N, C) bool -> a table of clip labels: filename, event_labels"""
+    lines = ["filename\tevent_labels"]
+    for name, active in zip(filenames, tags):
+        lines.append(f"{name}\t{','.join(label for label, on in zip(classes, active) if on)}")
+    plumbing.write_text(path, "\n".join(lines))
+
+
+def write_operating_points(path, points):
+    """Pairs of a threshold and the events found with it -> one table, with the threshold as last column"""
+    lines = ["filename\tonset\toffset\tevent_label\tthreshold"]
+    for threshold, events in points:
+        for file, onset, offset, label in events:
+            lines.append(f"{file}\t{onset:.6f}\t{offset:.6f}\t{label}\t{threshold:.2f}")
+    plumbing.write_text(path, "\n".join(lines))
