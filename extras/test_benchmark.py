@@ -10,7 +10,8 @@ import metrics
 from extras import benchmark
 from features import FRAME_HOP
 from metrics import PSDS1, PSDS2
-from test_avsed import nasty_case, same, toy_scores, write_tiny
+from extras.test_metrics import nasty_case
+from test_avsed import same, toy_scores, write_tiny
 
 
 def test_training_is_timed_by_part_and_leaves_nothing(tmp_path, capsys, monkeypatch):
