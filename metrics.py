@@ -882,18 +882,17 @@ def _cross_triggers(det, c, truth, cttc_threshold):
 
 def _roc(curves, criteria):
     """Curves of the classes, of `_curve` -> what `psd_roc` returns"""
-    known = [curve for curve in curves if curve is not None]
-    has_truth = np.array([curve is not None for curve in curves], dtype=bool)
-    efpr = np.unique(np.concatenate([[0.0], *(x for x, _ in known)]))
+    has_truth = [curve is not None for curve in curves]
+    efpr = np.unique(np.concatenate([[0.0], *(curve[0] for curve in curves if curve is not None)]))
     tpr = np.full((len(curves), len(efpr)), math.nan)
     for c in np.flatnonzero(has_truth):
         x, y = curves[c]
         # at each efpr the TPR of the curve's last point up to there, 0 before its first point
         tpr[c] = np.append(0.0, y)[np.searchsorted(x, efpr, side="right")]
-    if not known:
+    if not any(has_truth):
         return efpr, tpr, np.full(len(efpr), math.nan)
-    etpr = tpr[has_truth].mean(axis=0) - criteria.alpha_st * tpr[has_truth].std(axis=0)
-    return efpr, tpr, np.maximum(etpr, 0)
+    known = tpr if all(has_truth) else tpr[has_truth]  # speed: no copy of what may be large
+    return efpr, tpr, np.maximum(known.mean(axis=0) - criteria.alpha_st * known.std(axis=0), 0)
 
 
 def _area(efpr, etpr, max_efpr):

@@ -1397,6 +1397,22 @@ def scored_data():
     return features.DataSet(["A", "B"], partitions, statistics, {"openl3": statistics}), scores
 
 
+def check_scores_of_a_class(found, part, label, frame_scores):
+    """frame_scores (8, 64): of this class; all by itself, with the thresholds and windows that the report names"""
+    truth, seconds = [event for event in part.events if event[3] == label], dict.fromkeys(part.filenames, 10.0)
+    series = frame_scores[:, :, None], part.filenames
+    for name, f1 in (("EBF1", metrics.event_f1), ("SBF1", metrics.segment_f1)):
+        got, tuned = found[name], (found[name]["threshold"], found[name]["window"])
+        alone = f1(truth, metrics.scores_to_events(*series, [label], *tuned, 0.1565, seconds), [label])
+        counts = [got["n_tp"], got["n_fp"], got["n_fn"]]
+        assert counts == [*alone.n_tp, *alone.n_fp, *alone.n_fn] and got["F1"] == pytest.approx(alone.micro)
+        assert got["precision"] == pytest.approx(counts[0] / (counts[0] + counts[1]))
+        assert got["recall"] == pytest.approx(counts[0] / (counts[0] + counts[2]))
+    criteria, window = PSDS1 | {"alpha_st": 0.0}, found["PSDS1"]["window"]  # without cross-triggers: the class alone
+    area = metrics.psds_from_scores(*series, truth, seconds, [label], 0.1565, window, **criteria)
+    assert found["PSDS1"]["area"] == pytest.approx(area, abs=1e-12) and area <= found["PSDS2"]["area"]
+
+
 def test_validation_chooses_and_public_is_scored(tmp_path, monkeypatch):
     """Thresholds and windows: for each score and weight anew, on validation. The weight: by EBF1 on validation"""
     data, scores = scored_data()
@@ -1461,6 +1477,10 @@ def test_validation_chooses_and_public_is_scored(tmp_path, monkeypatch):
         threshold = None if threshold is None else threshold.tolist()
         assert report["tuned"][name] == {"threshold": threshold, "window": window.tolist()}
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(report))
+    for part in (validation, public):
+        for c, label in enumerate(classes):
+            of_class = scores[part.name, best][0][:, :, c]
+            check_scores_of_a_class(report["by_class"][part.name][label], part, label, of_class)
     report = choose_and_score(infer_weight=1.0)
     assert report["infer_weight"] == 1 and report["scores"] == report["by_weight"]["1.0"]  # as asked
     validation.events, validation.tags = [], np.zeros((8, 2), bool)

@@ -327,12 +327,17 @@ def test_the_command_prints_and_writes_events(tmp_path, capsys):
     table = "filename\tonset\toffset\tevent_label\n" + "".join(f"{n}\t0.0\t{end}\t{label}\n" for n, end, label in rows)
     assert printed.out == table  # the threshold is 0, so each class sounds from the beginning to the end
     assert (tmp_path / "out/new/predictions.tsv").read_text() == table
+    assert "toy data" not in printed.err
     assert "tuned for EBF1" in printed.err and printed.err.count("predicted from sound alone (acoustic weight 1)") == 2
     made = sorted(path.name for path in (tmp_path / "out/new").iterdir())
     assert made == ["a.wav.scores.npy", "b.wav.scores.npy", "predictions.tsv"]
     assert np.load(tmp_path / "out/new/a.wav.scores.npy").shape == (math.ceil(12.3 / FRAME_HOP), 2)
     run(tiny_model(tmp_path / "deaf.pt", threshold=1.0), files[0])
     assert capsys.readouterr().out == "filename\tonset\toffset\tevent_label\n"
+    state = torch.load(model, weights_only=True)
+    torch.save(state | {"toy_data": True}, model)
+    run(model, files[0])
+    assert "trained on toy data: on other recordings its events mean nothing" in capsys.readouterr().err
 
 
 def test_a_clip_gets_the_events_that_its_run_gives_it(tmp_path, capsys):

@@ -77,6 +77,12 @@ def test_the_large_set_differs_in_its_public_clips_alone(tmp_path, monkeypatch):
     assert toy.CLIPS["large"].keys() == toy.CLIPS["toy"].keys()
 
 
+def test_the_last_vector_of_a_short_clip_is_repeated():
+    vectors = toy.make_vectors(np.random.default_rng(0), [(1.0, 3.0, "Dog")], 4, 128)
+    last = 25  # its time is 25.5 * 10 / 64 = 3.98 s, that of the next one is beyond the end
+    assert (vectors[last:] == vectors[last]).all() and (vectors[last] != vectors[last - 1]).any()
+
+
 def test_the_folder_appears_only_when_complete(tmp_path, monkeypatch):
     def no_room(*args, **kwargs):
         raise OSError("disk full")
