@@ -36,7 +36,8 @@ CNN_STACKS = (  # channels in, out, pooling of (time, frequency) (Boes 2022, Tab
 )
 ENCODER_BLOCKS, DECODER_BLOCKS = 3, 3  # Boes 2022, Sec. 2.1.1
 # Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2: everywhere. In each CNN stack, after each visual input, in each `Attention` on
-# its weights and on its output, in each `feed_forward` twice, at the end of each `ConvModule`.
+# its weights and on its output (one module, applied twice), in each `feed_forward` twice, at the end of each
+# `ConvModule`. So a conformer block of a decoder with E encoders has 6 + E dropout modules, applied 7 + 2 E times.
 DROPOUT = 0.1
 CONV_KERNEL = 7  # depthwise convolution of the conformer (Boes 2022, Sec. 2.1.2)
 BN_MOMENTUM = 0.1  # Boes 2022, Sec. 3.1.2: 0.9; ours: read as the weight of the old statistics, PyTorch's is of the new

@@ -15,9 +15,10 @@ of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
     DIR/cache                                         ours, safe to delete
 
-A clip shorter than 10 s is heard as if silence followed (`fit_clip`). The statistics leave that silence out
-(`training_statistics`). Its last visual vector is repeated, by whoever writes the file. No event lies after its end
-(`Partition.durations`, `metrics.scores_to_events`).
+A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
+silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file. In every loss its
+last frames count as frames without events, unless the table has some there: targets and true events are taken as they
+stand. Predicted events end with the clip (`Partition.durations`, `metrics.scores_to_events`).
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
 C classes.
@@ -133,7 +134,7 @@ def sound_blocks(path):
 
 
 def read_mono(path):
-    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), as loud as it is"""
+    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), not scaled"""
     blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
     if not blocks:
         raise InputError(f"{path}: holds no audio; {remedy}")
@@ -237,7 +238,7 @@ class Partition:
     filenames: list
     events: list = field(default_factory=list)  # (filename, onset, offset, event_label), seconds
     tags: np.ndarray = None  # (N, C) bool: the clip's classes; None for unlabelled clips
-    frames: np.ndarray = None  # (N, 64, C) bool: strong training clips only
+    frame_targets: np.ndarray = None  # (N, 64, C) bool: strong training clips only
     durations: np.ndarray = None  # (N,) seconds of sound
     log_mel: np.ndarray = None  # (N, 512, 64) float32, not standardised, memory-mapped
     visual: dict = field(default_factory=dict)  # stream -> (N, 64, D), not standardised, memory-mapped
@@ -334,19 +335,21 @@ def read_partitions(root):
         on_disk = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
         part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
         part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
+        labels = {f: set() for f in part.filenames}
+        for filename, _, _, label in part.events:
+            labels[filename].add(label)
+        if name == "weak":
+            labels = listed["weak"]
         if name != "unlabelled":
-            labels = listed["weak"] if name == "weak" else {f: set() for f in part.filenames}
-            for filename, _, _, label in part.events:
-                labels[filename].add(label)
             part.tags = np.array([[c in labels[f] for c in classes] for f in part.filenames], bool)
         if name == "strong":
-            part.frames = frame_targets(part.filenames, part.events, classes)
+            part.frame_targets = frame_targets(part.filenames, part.events, classes)
         partitions[name] = part
     return partitions, classes
 
 
 def drop_tested_clips(partitions, log):
-    """Take the weak and unlabelled clips out that are test clips under another name.
+    """Take out those weak and unlabelled clips that are also test clips, under another name.
 
     ours: one such clip is known in DCASE 2020, unlabelled YWP8aI1IXNCQ_0.000_5.000 = public WP8aI1IXNCQ_0_5.
     """
@@ -361,51 +364,45 @@ def drop_tested_clips(partitions, log):
 
 
 def add_log_mel(part, cache, log):
-    """Fill in part.log_mel and part.durations -> key of the cache"""
+    """Fill in part.log_mel and part.durations -> key of what is cached"""
     paths = [part.folder / f for f in part.filenames]
-    wanted = {"log_mel": ((len(paths), MEL_FRAMES, MELS), np.float32), "durations": ((len(paths),), np.float64)}
     key = plumbing.fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
 
-    def make(folder):
-        durations = []
-        with plumbing.array_file(folder / "log_mel.npy", *wanted["log_mel"]) as write:
-            for waveforms in plumbing.in_chunks(read_mono, paths, f"log-mel of {part.name}", log):
-                write(log_mel(np.stack([fit_clip(scale_peak(waveform)) for waveform in waveforms])).numpy())
-                durations += [len(waveform) / SAMPLE_RATE for waveform in waveforms]
-        np.save(folder / "durations.npy", durations)
+    def read(path):
+        waveform = read_mono(path)
+        return log_mel(fit_clip(scale_peak(waveform))).numpy(), len(waveform) / SAMPLE_RATE
 
-    arrays = plumbing.cached(cache / f"{part.name}-log_mel-{key}", make, wanted)
+    columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
+    label = f"log-mel of {part.name}"
+    arrays = plumbing.cached_table(cache, f"{part.name}-log_mel", key, read, paths, columns, log, label)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
 
 
 def add_visual(part, folder, stems, example, cache, log):
-    """Fill in part.visual and part.present of one stream -> key of the cache"""
-    stream, shape = folder.name, (len(part), *example.shape)
+    """Fill in part.visual and part.present of one stream -> key of what is cached"""
+    stream = folder.name
     paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
     found = [path for path in paths if path]
-    wanted = {"visual": (shape, example.dtype), "present": ((len(paths),), bool)}
-    key = plumbing.fingerprint(found, stream, part.filenames, shape, example.dtype.name)
+    key = plumbing.fingerprint(found, stream, part.filenames, (len(part), *example.shape), example.dtype.name)
     if not found:  # speed: zeros take no memory until they are written to, and no disk
-        part.visual[stream], part.present[stream] = np.zeros(shape, example.dtype), np.zeros(len(paths), bool)
+        part.visual[stream] = np.zeros((len(part), *example.shape), example.dtype)
+        part.present[stream] = np.zeros(len(part), bool)
         return key
 
-    def read(path):  # -> vectors, whether they can be used; ours: what is not finite counts as missing
-        vectors = read_visual(path, example) if path else np.zeros_like(example)
-        return vectors, path is not None and bool(np.isfinite(vectors).all())
+    def read(path):
+        """-> vectors, whether they can be used. ours: where vectors are not finite, there is no video"""
+        if path is None:
+            return np.zeros_like(example), False
+        vectors = read_visual(path, example)
+        return vectors, np.isfinite(vectors).all()
 
-    def make(folder):
-        present = []
-        with plumbing.array_file(folder / "visual.npy", *wanted["visual"]) as write:
-            for clips in plumbing.in_chunks(read, paths, f"{stream} of {part.name}", log):
-                write(np.stack([vectors for vectors, _ in clips]))
-                present += [usable for _, usable in clips]
-        np.save(folder / "present.npy", present)
-        if n_bad := len(found) - sum(present):
-            log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
-
-    arrays = plumbing.cached(cache / f"{part.name}-visual-{stream}-{key}", make, wanted)
+    columns = {"visual": (example.shape, example.dtype), "present": ((), bool)}
+    label = f"{stream} of {part.name}"
+    arrays = plumbing.cached_table(cache, f"{part.name}-visual-{stream}", key, read, paths, columns, log, label)
     part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
+    if n_bad := len(found) - np.sum(part.present[stream]):
+        log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
     return key
 
 
@@ -449,19 +446,24 @@ def training_statistics(partitions, visual, cache, key):
     train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2).
     """
     training = [partitions[name] for name in TRAINING]
-
-    def make(folder):
-        # ours: frames centred in the padding are left out, they would count as sound of ln(1e-5)
-        samples = [np.minimum(part.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None] for part in training]
-        sounding = [np.arange(MEL_FRAMES) < 1 + n // HOP for n in samples]
-        np.save(folder / "log-mel.npy", mean_and_std([part.log_mel for part in training], sounding))
-        for stream in visual:  # ours: visual vectors are standardised by dimension, like mel bins
-            present = [np.repeat(part.present[stream][:, None], FRAMES, 1) for part in training]
-            np.save(folder / f"visual-{stream}.npy", mean_and_std([part.visual[stream] for part in training], present))
-
     widths = {"log-mel": MELS} | {f"visual-{stream}": training[0].visual[stream].shape[2] for stream in visual}
+
+    def compute():
+        # ours: frames in the padding of a short clip are left out, they would count as sound of ln(1e-5). Frame k is
+        # centred at sample k * HOP, so it lies in the sound where k * HOP <= number of samples
+        sounding = []
+        for part in training:
+            n_samples = np.minimum(part.durations * SAMPLE_RATE, CLIP_SAMPLES).round()[:, None]  # (N, 1)
+            sounding.append(np.arange(MEL_FRAMES) <= n_samples // HOP)  # (N, 512)
+        statistics = {"log-mel": mean_and_std([part.log_mel for part in training], sounding)}
+        for stream in visual:  # ours: visual vectors are standardised by dimension, like mel bins
+            present = [np.repeat(part.present[stream][:, None], FRAMES, axis=1) for part in training]  # (N, 64) each
+            vectors = [part.visual[stream] for part in training]
+            statistics[f"visual-{stream}"] = mean_and_std(vectors, present)
+        return statistics
+
     wanted = {name: ((2, width), np.float32) for name, width in widths.items()}
-    arrays = plumbing.cached(cache / "-".join(("statistics", *visual, key)), make, wanted)
+    arrays = plumbing.cached_arrays(cache, "-".join(("statistics", *visual)), key, compute, wanted)
     return tuple(arrays["log-mel"]), {stream: tuple(arrays[f"visual-{stream}"]) for stream in visual}
 
 
@@ -469,9 +471,11 @@ def mean_and_std(arrays, masks, chunk=256):
     """Over all rows x[mask] of arrays (N, L, K) with masks (N, L) bool: mean, std (2, K) float32, summed in float64"""
     count, total, squares = 0, 0.0, 0.0
     for array, mask in zip(arrays, masks):
-        for first in range(0, len(array), chunk):
-            rows = array[first : first + chunk][mask[first : first + chunk]].astype(np.float64)
-            count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
+        for begin in range(0, len(array), chunk):
+            rows = array[begin : begin + chunk][mask[begin : begin + chunk]].astype(np.float64)
+            count += len(rows)
+            total += rows.sum(0)
+            squares += (rows**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return np.stack([mean, np.maximum(std, STD_FLOOR)]).astype(np.float32)

@@ -365,7 +365,7 @@ def psds(ground_truth, detections, durations, classes, **criteria):
     equals: psds_by_definition
     """
     efpr, _, etpr = psd_roc(ground_truth, detections, durations, classes, **criteria)
-    return _area(efpr, etpr, criteria["max_efpr"])
+    return float(psd_area(efpr, etpr, criteria["max_efpr"]))
 
 
 def psd_roc(ground_truth, detections, durations, classes, **criteria):
@@ -373,7 +373,7 @@ def psd_roc(ground_truth, detections, durations, classes, **criteria):
 
     efpr: effective false positives per hour, in ascending order from 0 (or what rounding makes of it: rates are sums).
         What holds at efpr[i] holds until efpr[i + 1], the last until max_efpr.
-    tpr: true positive rate of each class. Its area is np.diff(efpr, append=max_efpr) @ tpr[c] / max_efpr.
+    tpr: true positive rate of each class; `psd_area` gives its area
     etpr: effective true positive rate: mean - alpha_st * deviation of tpr over the classes, never below 0
     ours: a class without ground truth has a row of nan in tpr, and no part in etpr; etpr is nan if there is none at all
     """
@@ -384,6 +384,11 @@ def psd_roc(ground_truth, detections, durations, classes, **criteria):
     tables = _disjoint_tables(found, truth.files, classes, "detections", point)
     curves = [_curve(table, c, len(detections), truth, criteria) for c, table in enumerate(tables)]
     return _roc(curves, criteria)
+
+
+def psd_area(efpr, rate, max_efpr):
+    """Area under the steps of `psd_roc`, in 0..1. rate: etpr (X,); or tpr (classes, X), which gives an area for each"""
+    return (np.diff(efpr, append=max_efpr) * rate).sum(axis=-1) / max_efpr
 
 
 def psds_from_scores(
@@ -402,7 +407,7 @@ def psds_from_scores(
     """
     data = scores, filenames, ground_truth, durations, classes, frame_hop, window, thresholds
     efpr, _, etpr = psd_roc_from_scores(*data, **criteria)
-    return _area(efpr, etpr, criteria["max_efpr"])
+    return float(psd_area(efpr, etpr, criteria["max_efpr"]))
 
 
 def psd_roc_from_scores(
@@ -895,11 +900,6 @@ def _roc(curves, criteria):
     return efpr, tpr, np.maximum(known.mean(axis=0) - criteria.alpha_st * known.std(axis=0), 0)
 
 
-def _area(efpr, etpr, max_efpr):
-    """Of the steps of `psd_roc`, in 0..1"""
-    return float((np.diff(efpr, append=max_efpr) * etpr).sum() / max_efpr)
-
-
 # --- tuning, fast -----------------------------------------------------------------------------------------------------
 
 
@@ -936,6 +936,6 @@ def _tune_psds(scores, filenames, ground_truth, durations, classes, frame_hop, c
         for window in TUNING_WINDOWS if truth.n_events[c] else TUNING_WINDOWS[:1]:
             det = _events_of_all_thresholds(*levels, window, frame_hop, seconds)
             efpr, _, etpr = _roc([_curve(det, c, K, truth, criteria)], criteria)  # of one class: etpr is its tpr
-            areas.append(_area(efpr, etpr, criteria.max_efpr))
+            areas.append(psd_area(efpr, etpr, criteria.max_efpr))
         windows.append(TUNING_WINDOWS[np.argmax(np.round(areas, 12))])  # the first that is best, but for rounding
     return np.array(windows)

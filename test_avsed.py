@@ -590,9 +590,10 @@ def test_reading_a_data_set(tmp_path):
     assert validation.filenames == ["v0.wav", "v1.wav", "v2.wav", "v3.wav"] and len(validation.events) == 4
     assert weak.tags.tolist() == [[True, True], [True, False], [False, True], [True, False]]
     assert validation.tags.tolist() == [[False, True], [False, False], [True, False], [False, False]]
-    assert strong.frames[0, :, 1].nonzero()[0].tolist() == [1] and strong.frames[1, :, 1].sum() == 10
+    assert strong.frame_targets[0, :, 1].nonzero()[0].tolist() == [1] and strong.frame_targets[1, :, 1].sum() == 10
     # each kind of label where it belongs, and nowhere else
-    assert unlabelled.tags is weak.frames is unlabelled.frames is None and not weak.events and not unlabelled.events
+    assert unlabelled.tags is weak.frame_targets is unlabelled.frame_targets is None
+    assert not weak.events and not unlabelled.events
     have = [data.partitions[name].present["openl3"].tolist() for name in LAYOUT]
     assert have == [[False] * 4, [True] * 4, [False] + [True] * 4, [True, False, True, True], [True] * 3]
     assert np.allclose(public.durations, 2.0)
@@ -606,7 +607,7 @@ def test_classes_are_those_of_the_training_clips(tmp_path):
     rows = tiny_rows()
     rows["weak"][2] = "w2.wav\tFrying"  # with weak labels only
     data = features.load_dataset(write_tiny(tmp_path, rows), log=quiet)
-    assert data.classes == ["Cat", "Dog", "Frying"] and data.partitions["strong"].frames.shape == (4, 64, 3)
+    assert data.classes == ["Cat", "Dog", "Frying"] and data.partitions["strong"].frame_targets.shape == (4, 64, 3)
     rows["weak"][2], rows["validation"][0] = "w2.wav\t", "v0.wav\t0.500\t1.200\tFrying"
     with pytest.raises(InputError, match=r"validation\.tsv, line 2: the class 'Frying' occurs in no training"):
         features.load_dataset(write_tiny(tmp_path, rows), log=quiet)

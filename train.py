@@ -4,8 +4,8 @@
     python train.py --visual openl3 --data DIR           DCASE 2020 task 4 in DIR, the paper's schedule
 
 From top to bottom as time runs: what a run is asked for, the batch of an iteration, one training step, the training
-loop, what validation chooses, the scores, the command. One run on one device; what survives a kill is the business of
-extras/runs.py, several processes that of extras/parallel.py. README, "To try something else": what to change for what.
+loop, scores, what validation chooses, the command. One run on one device: what survives a kill is in extras/runs.py,
+several processes are in extras/parallel.py. README, "To try something else", says what to change for what.
 
 Shapes: B clips, N clips of a partition, D width of a visual vector, C classes.
 """
@@ -15,7 +15,7 @@ import copy
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ EMA_DECAY = 0.999  # per iteration (Boes 2022, Sec. 3.1.5)
 CONSISTENCY = 2.0  # weight of both consistency terms (Boes 2022, Sec. 3.1.5); ours: from the start, no ramp-up
 MIXUP_RATE, MIXUP_SHAPE = 0.33, 0.2  # Boes 2022, Sec. 3.1.5
 RANDOM_WEIGHT = (0.25, 1.0)  # range of random acoustic weights (Boes 2022, Sec. 3.2.2)
+SMALLEST_WEIGHT = 1e-6  # of the acoustic encoder; a smaller number vanishes beside the others' weight in float32
 INFER_WEIGHTS = (0.25, 0.5, 0.75, 0.875)  # acoustic weights tried at inference (Boes 2022, Sec. 3.2.2)
 TRAIN_WEIGHTS = {  # acoustic weights in training that won (Boes 2022, Tables 5 and 8)
     ("transformer", "openl3"): 0.5,
@@ -74,12 +75,12 @@ class Config:
 
 
 # --- the batch of an iteration ---------------------------------------------------------------------------------------
-# Every random choice about the batch of iteration t is a function of the seed and t alone, and dropout is seeded anew
-# with each epoch. So a resumed run continues with the same batches, though a checkpoint holds the state of no random
-# generator, only the number of epochs done. The second number of each seed says what it is for: 0 to 2 the order of a
-# label group, 3 the batch, 4 dropout.
-# Runs with the same seed and other streams see the same clips, in the same order. Their mixup partners may differ,
-# since those must have the same streams; with the acoustic weight "random" the ratios of mixup differ, too.
+# Every random choice about the batch of iteration t follows from the configuration, the data and t. Nothing is carried
+# over from the batch before, and dropout is seeded anew with each epoch. So a resumed run continues with the same
+# batches, though a checkpoint holds the state of no random generator, only the number of epochs done. The second number
+# of each seed says what it is for: 0 to 2 the order of a label group, 3 the batch, 4 dropout.
+# Runs with the same seed but other streams see the same clips in the same order. Their mixup partners may differ, since
+# partners must have the same streams. With the acoustic weight "random", other batches are mixed, by other ratios.
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Clips:
     weak_targets: torch.Tensor  # (N weak, C) bool
     statistics: dict  # "log-mel" or stream -> (mean, std)
     device: torch.device  # where batches are put
-    share: tuple = (0, 1)  # of each label group in a batch: part 0 of 1, everything (extras/parallel.py takes less)
+    share: tuple = (0, 1)  # which share of each batch, of how many: (0, 1) is the whole batch (extras/parallel.py)
 
 
 @dataclass
@@ -121,7 +122,7 @@ def load_clips(data, visual, device):
         log_mel=tensors.pop("log-mel"),
         visual=tensors,
         present={stream: [part.present[stream] for part in parts] for stream in visual},
-        strong_targets=torch.from_numpy(parts[0].frames).to(place),
+        strong_targets=torch.from_numpy(parts[0].frame_targets).to(place),
         weak_targets=torch.from_numpy(parts[1].tags).to(place),
         statistics=statistics_on(device, data),
         device=device,
@@ -144,22 +145,22 @@ def training_batch(clips, config, t):
     if rng.random() < MIXUP_RATE:  # ours: one coin for the batch, one ratio for each label group
         ratios = rng.beta(MIXUP_SHAPE, MIXUP_SHAPE, size=3).tolist()
 
-    part, n_parts = clips.share
+    share, n_shares = clips.share
     groups = []  # per label group: indices (n,) of the clips, of those they are mixed with, and the ratio
     for g, size in enumerate(config.batch_size):
         picked = endless(len(clips.log_mel[g]), size, t, (config.seed, g))
-        present = [of_group[g][picked] for of_group in clips.present.values()]
-        partners = picked[mixup_partners(rng, size, present)]
-        groups.append((picked[part::n_parts], partners[part::n_parts], ratios[g]))
+        present_in_group = [by_group[g][picked] for by_group in clips.present.values()]
+        partners = picked[mixup_partners(rng, size, present_in_group)]
+        groups.append((picked[share::n_shares], partners[share::n_shares], ratios[g]))
 
     def inputs(name, arrays):
         mixed = torch.cat([mix(array, *group, clips.device) for array, group in zip(arrays, groups)])
         return standardise(mixed, clips.statistics[name])
 
     present = {}
-    for stream, of_group in clips.present.items():
-        picked = [array[picked] for array, (picked, _, _) in zip(of_group, groups)]
-        present[stream] = torch.from_numpy(np.concatenate(picked))
+    for stream, by_group in clips.present.items():
+        parts = [by_group[g][picked] for g, (picked, _, _) in enumerate(groups)]
+        present[stream] = torch.from_numpy(np.concatenate(parts))
     return Batch(
         log_mel=inputs("log-mel", clips.log_mel),
         visual={stream: inputs(stream, arrays) for stream, arrays in clips.visual.items()},
@@ -177,8 +178,9 @@ def endless(n, size, t, key):
     """
     per_pass = max(1, n // max(size, 1))
     order = np.random.default_rng([*key, t // per_pass]).permutation(n)
-    order = np.resize(order, max(n, size))  # ours: a group smaller than its share of the batch is repeated
-    return order[t % per_pass * size :][:size]
+    order = np.resize(order, max(n, size))  # ours: a group smaller than its part of the batch is repeated
+    begin = (t % per_pass) * size
+    return order[begin : begin + size]
 
 
 def mixup_partners(rng, n, present):
@@ -197,8 +199,11 @@ def mixup_partners(rng, n, present):
 
 def mix(array, picked, partners, ratio, device):
     """Mixup (Boes 2022, Sec. 3.1.5): ratio times the picked clips + (1 - ratio) times their partners, on the device"""
-    own, partner = (array[torch.from_numpy(rows).to(array.device)].to(device).float() for rows in (picked, partners))
-    return ratio * own + (1 - ratio) * partner
+
+    def take(rows):
+        return array[torch.from_numpy(rows).to(array.device)].to(device).float()
+
+    return ratio * take(picked) + (1 - ratio) * take(partners)
 
 
 def standardise(x, statistics):
@@ -224,8 +229,9 @@ def learning_rate(t, iterations):
 def update_teacher(teacher, student, t):
     """Exponential moving average of the student's parameters after step t = 1, 2, .. (Boes 2022, Sec. 3.1.5).
 
-    ours: a warm-up with decays 1/2, 2/3, 3/4 .., as in the DCASE baselines. Only parameters are averaged: the teacher,
-    in training mode like the student, collects batch norm statistics of its own.
+    ours: a warm-up with decays 1/2, 2/3, 3/4 .., as in the DCASE baselines. Only parameters are averaged. The teacher
+    is in training mode like the student: its batch norms use the statistics of the batch. What they collect is never
+    used, since only the student is scored.
     """
     decay = min(1 - 1 / (t + 1), EMA_DECAY)
     for average, latest in zip(teacher.parameters(), student.parameters()):
@@ -260,7 +266,8 @@ def training_step(student, teacher, optimizer, batch, config, t):
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(t, config.iterations)
-    optimizer.zero_grad(set_to_none=False)  # ours: an encoder whose stream no clip of the batch has gets gradient 0
+    # ours: gradient 0, not none, for an encoder whose stream no clip of the batch has; its momentum moves it on
+    optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
     update_teacher(teacher, student, t + 1)
@@ -282,8 +289,8 @@ def new_networks(config, data, device):
         cpu.keep_freed_memory()
     student = student.to(device, memory_format=torch.channels_last).train()  # speed: the CNN likes channels last
     teacher = copy.deepcopy(student).requires_grad_(False)  # ours: a copy, not random weights of its own
-    for p in student.parameters():  # those of an encoder that no clip uses keep gradient 0, see training_step
-        p.grad = torch.zeros_like(p)
+    for p in student.parameters():
+        p.grad = torch.zeros_like(p)  # from the first step on, see training_step
     optimizer = torch.optim.RAdam(student.parameters(), lr=LEARNING_RATE)  # ours: default betas, no weight decay
     return student, teacher, optimizer
 
@@ -295,17 +302,18 @@ def train(config, data, clips, student, teacher, optimizer, log=print, first=0, 
     """
     started, n_iterations = time.monotonic(), (config.epochs - first) * config.batches
     for epoch in range(first, config.epochs):
-        torch.manual_seed(np.random.default_rng([config.seed, 4, epoch, clips.share[0]]).integers(2**63))  # dropout
+        dropout_seed = np.random.default_rng([config.seed, 4, epoch, clips.share[0]]).integers(2**63)
+        torch.manual_seed(dropout_seed)
         student.train()
-        losses = []
+        step_losses = []
         for t in range(epoch * config.batches, (epoch + 1) * config.batches):
             batch = training_batch(clips, config, t)
-            losses.append(training_step(student, teacher, optimizer, batch, config, t))
+            step_losses.append(training_step(student, teacher, optimizer, batch, config, t))
             done = t + 1 - first * config.batches
             plumbing.show_progress(f"epoch {epoch + 1}/{config.epochs}", done, n_iterations, started)
-        losses = torch.stack(losses).tolist()  # speed: a GPU is asked for its numbers once an epoch
-        runs.check_losses(losses, epoch * config.batches)
-        losses = np.mean(losses, axis=0).tolist()
+        step_losses = torch.stack(step_losses).cpu().numpy()  # speed: a GPU is asked for its numbers once an epoch
+        runs.check_losses(step_losses, epoch * config.batches)
+        losses = step_losses.mean(axis=0, dtype=np.float64).tolist()
         weak, strong, clip_consistency, frame_consistency = losses
         pace = (time.monotonic() - started) / done  # seconds per iteration
         log(
@@ -321,7 +329,10 @@ def train(config, data, clips, student, teacher, optimizer, log=print, first=0, 
 
 
 def validate(student, data, config, device):
-    """How the student does on validation so far, only to watch: threshold 0.5, no filter -> scores, acoustic weight"""
+    """How the student does on validation so far, only to watch: nothing is tuned, F1 has threshold 0.5, no filter
+
+    -> scores, acoustic weight
+    """
     part, n_classes = data.partitions["validation"], len(data.classes)
     # ours: the weight that the paper chose for most of its systems (Tables 5, 6, 8)
     audio_weight = INFER_WEIGHTS[-1] if config.infer_weight == "auto" else config.infer_weight
@@ -371,7 +382,7 @@ def events_of(part, classes, frame_scores, threshold, window):
 
 
 def tags_of(clip_scores, threshold):
-    """Clip scores (N, C) -> tags (N, C) bool, with thresholds by class. In float64, as all scores are compared"""
+    """Clip scores (N, C) -> tags (N, C) bool, with thresholds by class; compared in float64, as events are"""
     return clip_scores.astype(np.float64) > threshold
 
 
@@ -399,26 +410,26 @@ def evaluate(part, classes, frame_scores, clip_scores, tuned):
 def evaluate_public(data, frame_scores, clip_scores, tuned):
     """Public evaluation as a whole, and split by availability of video (Boes 2022, Table 7) -> dict of part -> scores
 
-    ours: a clip has video if it has any of the visual streams that were loaded (those of all its systems, where
-    extras/tables fills a table); thresholds are the same for all parts.
+    ours: a clip has video if it has any of the visual streams that were loaded; thresholds are the same for all parts.
     """
     public = data.partitions["public"]
     scores = {"public": evaluate(public, data.classes, frame_scores, clip_scores, tuned)}
     if public.present:
         with_video = np.any(list(public.present.values()), axis=0)
-        for name, keep in (("with_video", with_video), ("without_video", ~with_video)):
-            if keep.any():
-                part = subset(public, keep)
-                scores[name] = evaluate(part, data.classes, frame_scores[keep], clip_scores[keep], tuned)
+        for name, rows in (("with_video", with_video), ("without_video", ~with_video)):
+            if rows.any():
+                part = subset(public, rows)
+                scores[name] = evaluate(part, data.classes, frame_scores[rows], clip_scores[rows], tuned)
     return scores
 
 
-def subset(part, keep):
-    """The clips of a partition where keep (N,) bool says so, for `evaluate`: without their features"""
-    filenames = [name for name, kept in zip(part.filenames, keep) if kept]
-    kept = set(filenames)
-    events = [event for event in part.events if event[0] in kept]
-    return replace(part, filenames=filenames, events=events, tags=part.tags[keep], durations=part.durations[keep])
+def subset(part, rows):
+    """The clips of a partition where rows (N,) bool says so, for `evaluate`: what they hold, without their features"""
+    filenames = [part.filenames[i] for i in np.flatnonzero(rows)]
+    names = set(filenames)
+    events = [event for event in part.events if event[0] in names]
+    tags, durations = part.tags[rows], part.durations[rows]
+    return features.Partition(part.name, part.folder, len(filenames), filenames, events, tags, durations=durations)
 
 
 def evaluate_by_class(part, classes, frame_scores, tuned):
@@ -436,9 +447,9 @@ def evaluate_by_class(part, classes, frame_scores, tuned):
         efpr, tpr, _ = metrics.psd_roc_from_scores(
             frame_scores, part.filenames, part.events, part.seconds, classes, FRAME_HOP, window, **criteria
         )
-        widths = np.diff(efpr, append=criteria["max_efpr"]) / criteria["max_efpr"]
+        areas = metrics.psd_area(efpr, tpr, criteria["max_efpr"])
         for c, label in enumerate(classes):
-            results[label][name] = {"area": tpr[c] @ widths, "window": window[c]}
+            results[label][name] = {"area": areas[c], "window": window[c]}
     return results
 
 
@@ -458,20 +469,22 @@ class Choice:
 def choose(student, config, data, device, log=print):
     """Thresholds, windows and the acoustic weight for inference, by validation (Boes 2022, Sec. 3.1.3, 3.2.2)"""
     part, classes, tuned, scores = data.partitions["validation"], data.classes, {}, {}
-    # acoustic weights to score with: those to choose from, and 1, which ignores video (Boes 2022, Table 7)
-    audio_weights = sorted({1.0, *INFER_WEIGHTS, config.infer_weight} - {"auto"}) if config.visual else [1.0]
-    predicted = predict(student, data, part, audio_weights, device)
-    for audio_weight in audio_weights:
+    tried = {1.0}  # this weight ignores video (Boes 2022, Table 7); without a visual stream there is no other
+    if config.visual:
+        tried |= set(INFER_WEIGHTS)
+        if config.infer_weight != "auto":
+            tried.add(config.infer_weight)
+    predicted = predict(student, data, part, sorted(tried), device)
+    for audio_weight in sorted(tried):
         tuned[audio_weight] = tune_each_score(part, classes, *predicted[audio_weight])
         scores[audio_weight] = evaluate(part, classes, *predicted[audio_weight], tuned[audio_weight])
         log(f"tune   acoustic weight {audio_weight:<5} | validation EBF1 {100 * scores[audio_weight]['EBF1']:5.2f}")
 
     chosen = config.infer_weight
     if chosen == "auto":  # Boes 2022, Sec. 3.2.2: the best EBF1 on validation decides for all five scores
-        chosen = INFER_WEIGHTS[0]
-        for audio_weight in INFER_WEIGHTS:  # ours: where several are best, the largest
-            if np.nan_to_num(scores[audio_weight]["EBF1"]) >= np.nan_to_num(scores[chosen]["EBF1"]):
-                chosen = audio_weight
+        ebf1 = {audio_weight: np.nan_to_num(scores[audio_weight]["EBF1"]) for audio_weight in INFER_WEIGHTS}
+        best = [audio_weight for audio_weight in INFER_WEIGHTS if ebf1[audio_weight] == max(ebf1.values())]
+        chosen = max(best)  # ours: of several, the largest
     by_class = evaluate_by_class(part, classes, predicted[chosen][0], tuned[chosen])
     return Choice(chosen, tuned, scores, by_class)
 
@@ -519,17 +532,16 @@ def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    positive, audio_weight = plumbing.positive, plumbing.number_or  # below 1e-6 a weight vanishes beside 1
     add("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4 (README); default: toy data")
     add("--visual", type=plumbing.folder_name, nargs="+", default=[], metavar="NAME",
         help="visual streams, folders in DIR/visual; default: none")
     add("--base", choices=("transformer", "conformer"), default="transformer", help="default: transformer")
-    add("--train-weight", type=audio_weight("random", 1e-6, 1), metavar="W",
+    add("--train-weight", type=plumbing.number_or("random", SMALLEST_WEIGHT, 1), metavar="W",
         help="acoustic weight in training, or 'random' for U(0.25, 1) per batch; default: the paper's, else 0.5")
-    add("--infer-weight", type=audio_weight("auto", 1e-6, 1), metavar="W",
+    add("--infer-weight", type=plumbing.number_or("auto", SMALLEST_WEIGHT, 1), metavar="W",
         help="acoustic weight at inference, or 'auto' for the best by validation EBF1; default: auto")
-    add("--epochs", type=positive, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
-    add("--batches", type=positive, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
+    add("--epochs", type=plumbing.positive, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
+    add("--batches", type=plumbing.positive, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
     add("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
         help=f"default: {PAPER['batch_size']}, toy data {TOY['batch_size']}")
     add("--seed", type=plumbing.seed, default=0, help="of weights, batches and dropout; default: 0")
@@ -563,15 +575,14 @@ def training_weight(args):
 
 
 def config_of(args):
-    """Flags -> Config, folder of the run"""
-    streams = tuple(args.visual)
+    """Flags -> Config, folder of the run, why the acoustic weight in training is what it is"""
+    streams, (train_weight, why) = tuple(args.visual), training_weight(args)
     config = Config(
-        args.data or "data/toy", streams, args.base, training_weight(args)[0],
-        args.infer_weight or ("auto" if streams else 1.0),
+        args.data or "data/toy", streams, args.base, train_weight, args.infer_weight or ("auto" if streams else 1.0),
         args.epochs, args.batches, tuple(args.batch_size), args.seed, args.precision,
     )  # fmt: skip
     name = (Path(os.path.realpath(config.data)).name, config.base, *(streams or ("audio",)), str(config.seed))
-    return config, Path(args.out or "runs/" + "-".join(name))
+    return config, Path(args.out or "runs/" + "-".join(name)), why
 
 
 def load_data(root, visual, out, log):
@@ -607,14 +618,15 @@ def complete_run(config, data, out, device, log):
 
 def run(args):
     """What the command does: load, train, choose, score, print the row of a table"""
-    device, log, (config, out) = plumbing.choose_device(args.device, args.precision), runs.Log(), config_of(args)
+    device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
+    config, out, why = config_of(args)
     runs.never_overwrite(out, args.resume)
     threads = torch.get_num_threads()
     threads = f"{threads} thread{'s' * (threads > 1)}"
     log(f"torch {torch.__version__} | {device.type}, {threads} | seed {config.seed} | {out}")
     data = load_data(args.data, config.visual, out, log)
     if config.visual:
-        log(f"       acoustic weight in training: {config.train_weight}, {training_weight(args)[1]}")
+        log(f"       acoustic weight in training: {config.train_weight}, {why}")
     with runs.alone_in(out):
         report = complete_run(config, data, out, device, log)
     log(row(config, report))
@@ -625,7 +637,8 @@ def run(args):
 def row(config, report):
     """One run as a row in the shape of Boes 2022, Table 5, under its heading"""
     heading = f"{'':32} {'weights':20}" + "".join(f"{name:>8}" for name in SCORES)
-    text = f"{' + '.join((config.base, *config.visual)):32} {shares(report['infer_weight'], len(config.visual)):20}"
+    weights = encoder_weights(report["infer_weight"], len(config.visual))
+    text = f"{' + '.join((config.base, *config.visual)):32} {weights:20}"
     text += "".join(f"{as_printed(name, report['scores']['public'][name]):>8}" for name in SCORES)
     return f"{heading}\n{text}"
 
@@ -637,7 +650,7 @@ def as_printed(name, score):
     return f"{score:.4f}" if name.startswith("PSDS") else f"{100 * score:.2f}"
 
 
-def shares(audio_weight, n_visual):
+def encoder_weights(audio_weight, n_visual):
     """Weights of all encoders: 0.75 and two visual streams -> '0.75 0.125 0.125'"""
     if audio_weight == "random":
         return audio_weight

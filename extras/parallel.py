@@ -46,7 +46,7 @@ def run(args):
     device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
     device = torch.device("cpu") if device.type == "mps" else device  # which has one device for all ranks
     join_ranks(device)
-    config, out = train.config_of(args)
+    config, out, _ = train.config_of(args)
     runs.never_overwrite(out, args.resume)
     log(f"torch {torch.__version__} | {device.type}, {RANKS} ranks | seed {config.seed} | {out}")
     if RANK > 0:

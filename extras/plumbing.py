@@ -3,7 +3,7 @@
     InputError, one_line_errors     what is wrong with a command's input, said in one line
     replacing                       files and folders that appear only when complete
     save_array .. load_tensors      arrays and tensors on disk; nothing in a file is ever executed
-    cached, in_chunks               work on many files, done once and kept
+    cached_table, cached_arrays     work on many files, done once and kept
     read_table                      TSV files
     open_sound, is_cut              what soundfile does not say by itself
     folder_name, seed ..            types of flags
@@ -28,7 +28,7 @@ import uuid
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +232,36 @@ def cache_folder(root, beside):
     writable = root.is_dir() and os.access(root, os.W_OK) and root.stat().st_mode & 0o222
     real = os.path.realpath(root)  # two data sets may have one name
     return root / "cache" if writable else beside / f"cache-{Path(real).name}-{fingerprint((), real)[:8]}"
+
+
+def cached_table(cache, name, key, read, items, columns, log, label):
+    """read(item) of N items, by all cores, once -> dict of column -> (N, ...) array, memory-mapped from the cache.
+
+    columns: name -> shape and type of what read returns for one item, in this order; label: for the progress line
+    """
+
+    def make(folder):
+        with ExitStack() as files:
+            writers = []
+            for column, (shape, dtype) in columns.items():
+                file = array_file(folder / f"{column}.npy", (len(items), *shape), dtype)
+                writers.append(files.enter_context(file))
+            for chunk in in_chunks(read, items, label, log):
+                for write, values, (_, dtype) in zip(writers, zip(*chunk), columns.values()):
+                    write(np.stack([np.asarray(value, dtype) for value in values]))
+
+    wanted = {column: ((len(items), *shape), dtype) for column, (shape, dtype) in columns.items()}
+    return cached(cache / f"{name}-{key}", make, wanted)
+
+
+def cached_arrays(cache, name, key, compute, wanted):
+    """compute() -> dict of name -> array, done once: memory-mapped from the cache. wanted: their shapes and types"""
+
+    def make(folder):
+        for column, array in compute().items():
+            np.save(folder / f"{column}.npy", array)
+
+    return cached(cache / f"{name}-{key}", make, wanted)
 
 
 def cached(folder, make, wanted):

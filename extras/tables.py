@@ -286,7 +286,7 @@ def table_text(number, rows, results, real):
     lines = [heading + "".join(f"{name:>8}        " for name in SCORES)]
     for row, result in zip(rows, results):
         train_weight, infer_weight, scores = result or (row.train_weight, row.infer_weight, dict.fromkeys(SCORES, ()))
-        weights = [train.shares(weight, len(row.visual)) for weight in (train_weight, infer_weight)]
+        weights = [train.encoder_weights(weight, len(row.visual)) for weight in (train_weight, infer_weight)]
         ours = "".join(cell(name, *mean_and_deviation(name, scores[name])) for name in SCORES)
         lines.append(f"{label_of(row):54} {weights[0]:18} {weights[1]:20}{ours}")
         if real:

@@ -126,14 +126,12 @@ def gather(label, paths, read, cache, log):
     there = [path for path in paths if path]
     names = [path and path.name for path in paths]
     key = plumbing.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
-    wanted = {"array": ((len(paths), *example.shape), example.dtype)}
 
-    def make(folder):
-        with plumbing.array_file(folder / "array.npy", *wanted["array"]) as write:
-            for chunk in plumbing.in_chunks(lambda path: path and read(path), paths, label, log):
-                write(np.stack([np.zeros_like(example) if one is None else one for one in chunk]))
+    def read_one(path):
+        return (np.zeros_like(example) if path is None else read(path),)
 
-    return plumbing.cached(cache / f"{label.replace(' ', '-')}-{key}", make, wanted)["array"]
+    columns = {"array": (example.shape, example.dtype)}
+    return plumbing.cached_table(cache, label.replace(" ", "-"), key, read_one, paths, columns, log, label)["array"]
 
 
 # --- ranking metrics (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_tuning_of_psds_equals_trying_all(metric, criteria, seed):
 def test_windows_whose_areas_differ_by_rounding_are_equal(monkeypatch):
     scores, files, truth, durations, classes = toy_scores(6, N=4)
     areas = itertools.cycle([0.2, 0.3, 0.1 + 0.2] + 13 * [0.25])  # the third is 0.30000000000000004
-    monkeypatch.setattr(metrics, "_area", lambda *_: next(areas))
+    monkeypatch.setattr(metrics, "psd_area", lambda *_: next(areas))
     assert metrics.tune(scores, files, truth, durations, classes, HOP, "psds1")[1].tolist() == [3, 3, 3]
 
 
