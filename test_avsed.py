@@ -1277,10 +1277,11 @@ def same_weights(a, b):
 
 def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, small):
     root, out = write_tiny(tmp_path / "set", streams=("openl3", "tce")), tmp_path / "r"
-    step, steps = train.training_step, []
+    step, steps, seeds = train.training_step, [], []
 
     def watched(student, teacher, *more):
         assert student.training and teacher.training
+        seeds.append(torch.initial_seed())
         losses = step(student, teacher, *more)
         steps.append((more[-1], *copy.deepcopy((student.state_dict(), teacher.state_dict()))))
         return losses
@@ -1300,6 +1301,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, small):
     stored = (*model["mel_statistics"], *model["visual_statistics"]["tce"])
     assert all(np.allclose(got, want, atol=1e-5) for got, want in zip(stored, training_statistics(root, "tce")))
 
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]  # dropout has a seed for each epoch, so a run can be resumed
     # scored is the student as its last iteration left it: not that of the best epoch, not the teacher
     assert [t for t, *_ in steps] == [0, 1, 2, 3]
     (*_,), (_, earlier, _), _, (_, student, teacher) = steps
