@@ -101,12 +101,13 @@ class Attention(nn.Module):
     def attention_weights(self, query, memory):
         """What each query attends to: (B, 3, Q, M)"""
         q, k = self.split_heads(self.query(query)), self.split_heads(self.key(memory))
-        if self.relative:  # (q + u) k + (q + w) r, with r by the distance of query and key
-            by_row = (q + self.position_bias) @ self.distances.transpose(-1, -2)  # (B, 3, Q, 128 rows)
-            rows = self.rows[: q.shape[2], : k.shape[2]].expand(*q.shape[:3], -1)
-            scores = (q + self.content_bias) @ k.transpose(-1, -2) + by_row.gather(-1, rows)
-        else:
+        if not self.relative:
             scores = q @ k.transpose(-1, -2)
+        else:  # (q + u) k + (q + w) r, with r by the distance of query and key
+            content = (q + self.content_bias) @ k.transpose(-1, -2)  # (B, 3, Q, M)
+            by_row = (q + self.position_bias) @ self.distances.transpose(-1, -2)  # (B, 3, Q, 128 rows)
+            rows = self.rows[: q.shape[2], : k.shape[2]].expand(*q.shape[:3], -1)  # (B, 3, Q, M)
+            scores = content + by_row.gather(-1, rows)
         return self.normalise(scores / KEY**0.5)
 
     def split_heads(self, x):
@@ -171,7 +172,7 @@ class CrossAttention(nn.Module):
         return sum(weights[:, e, None, None] * copy(y, memories[e]) for e, copy in enumerate(self.copies))
 
     def attention_weights(self, x, memories):
-        """What each copy attends to, for pictures: (B, E, 3, Q, 64)"""
+        """What each copy attends to, for plots: (B, E, 3, Q, 64)"""
         y = self.norm(x)
         return torch.stack([copy.attention_weights(y, memory) for copy, memory in zip(self.copies, memories)], 1)
 
@@ -225,7 +226,7 @@ class Stack(nn.Module):
         super().__init__()
         transformer = base == "transformer"
         block = TransformerBlock if transformer else ConformerBlock
-        # a transformer needs learnable absolute positions (Boes 2022, Sec. 2.1.1); a conformer knows distances instead
+        # a transformer needs learnable absolute positions (Boes 2022, Sec. 2.1.1), a conformer has relative ones
         self.positions = nn.Parameter(0.02 * torch.randn(FRAMES, WIDTH)) if transformer else None
         self.blocks = nn.ModuleList(block(n_encoders) for _ in range(n_blocks))
         # ours: pre-norm blocks leave their sum unnormalised, so a norm closes the stack; conformer blocks end in one
@@ -303,7 +304,7 @@ class MultiEncoder(nn.Module):
         heard = self.audio_encoder(features)
         memories = [heard]
         has_stream = torch.zeros(len(heard), len(self.streams), dtype=torch.bool, device=heard.device)
-        for e, (name, project, encoder) in enumerate(zip(self.streams, self.visual_inputs, self.visual_encoders)):
+        for v, (name, project, encoder) in enumerate(zip(self.streams, self.visual_inputs, self.visual_encoders)):
             # Only clips that have the stream enter its encoder, the memory of the others is zeros: nothing stored for
             # them, be it NaN, reaches an output, a gradient or a batch norm. Zero weights would not do: 0 * NaN is NaN.
             clips = present[name].nonzero()[:, 0].to(heard.device)
@@ -311,7 +312,7 @@ class MultiEncoder(nn.Module):
             if len(clips):  # a batch norm takes no empty batch
                 memory[clips] = encoder(project(visual[name][clips]))
             memories.append(memory)
-            has_stream[clips, e] = True
+            has_stream[clips, v] = True
         return features, memories, has_stream
 
     def decode(self, features, memories, has_stream, audio_weight):

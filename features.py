@@ -16,9 +16,10 @@ of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
     DIR/cache                                         ours, safe to delete
 
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
-silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file. In every loss its
-last frames count as frames without events, unless the table has some there: targets and true events are taken as they
-stand. Predicted events end with the clip (`Partition.durations`, `metrics.scores_to_events`).
+silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file. Targets and true
+events are taken as the table has them, so frames after the end count as frames without events. Predicted events end
+with the clip (`Partition.durations`, `metrics.scores_to_events`). PSDS counts the hours of real sound; F1 does not know
+where a clip ends.
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
 C classes.
@@ -102,7 +103,7 @@ def mel_filterbank(window=WINDOW):
 def log_mel(audio, window=WINDOW, hop=HOP):
     """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel (..., 512, 64) float32 tensor, time first.
 
-    window, hop: samples; other ones give another number of frames (Fayek 2020, Sec. 3.1)
+    window, hop: samples; other ones, as in extras/fayek2020.py, give another number of frames
     To use it elsewhere, copy this section and the constants above it; they need torch, numpy and, for sound of another
     rate, scipy. Waveforms go through resample, scale_peak and fit_clip before, as `load_audio` shows.
     """
@@ -122,6 +123,7 @@ def log_mel(audio, window=WINDOW, hop=HOP):
 def sound_blocks(path):
     """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
 
+    By blocks, because extras/predict.py reads recordings of many hours.
     Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
     """
     n_read = 0
@@ -156,8 +158,8 @@ def read_strong(path, classes=None, of_system=False):
     """Table of events -> filenames (each once, in order), events (filename, onset, offset, event_label) in seconds.
 
     A row with nothing but a file name is a clip without events. Times may overlap, repeat, or pass the clip's end.
-    classes: where given, no other label may occur. of_system: a table to be scored, not one of a data set: events of
-    length 0 and file names with folders may occur.
+    classes: where given, no other label may occur. of_system (for extras/score.py): a table to be scored, not one of a
+    data set; events of length 0 and file names with folders may occur.
     """
     filenames, events = {}, []
     for place, (name, onset, offset, label) in plumbing.read_table(path, EVENT_COLUMNS):

@@ -126,12 +126,12 @@ def event_f1_by_definition(reference, estimated, classes, t_collar=0.2, percenta
         return abs(ref_onset - est_onset) <= t_collar and abs(ref_offset - est_offset) <= offset_collar
 
     def find_partner(ref, est, partner, tried):
-        """Pair ref with a free estimated event, or with one whose partner finds another"""
-        for e in range(len(est)):
-            if e not in tried and fit(ref, est[e]):
-                tried.add(e)
-                if e not in partner or find_partner(partner[e], est, partner, tried):
-                    partner[e] = ref
+        """Pair ref with a free estimated event, or with one whose partner finds another (an augmenting path)"""
+        for i in range(len(est)):
+            if i not in tried and fit(ref, est[i]):
+                tried.add(i)
+                if i not in partner or find_partner(partner[i], est, partner, tried):
+                    partner[i] = ref
                     return True
         return False
 
@@ -165,7 +165,7 @@ def psds_by_definition(
     hours = sum(durations.values()) / 3600
 
     def covered(x, others, threshold):
-        """Do the others, together, cover at least this share of x?"""
+        """Do the others, together, cover at least this share of x? Not where nothing touches it, whatever the share"""
         shares = [(min(x[2], y[2]) - max(x[1], y[1])) / (x[2] - x[1]) for y in others if x[0] == y[0]]
         shares = [share for share in shares if share > 0]
         return len(shares) > 0 and sum(shares) >= threshold
@@ -223,7 +223,11 @@ def merge_overlaps(events):
 
 def union(block, end):
     """A block of `merge_overlaps` -> the one event that it becomes, or its identical events"""
-    return block if len(set(block)) <= 1 else [(*block[0][:2], end, block[0][3])]
+    all_identical = len(set(block)) <= 1
+    if all_identical:
+        return block
+    name, onset, _, label = block[0]
+    return [(name, onset, end, label)]
 
 
 # --- from frame scores to events --------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def scores_to_events(scores, filenames, classes, threshold, window, frame_hop, d
     onset, offset = begin * frame_hop, np.minimum(end * frame_hop, seconds)
     inside = onset < seconds  # ours: nothing begins after the clip's end
     rows = zip(n[inside].tolist(), onset[inside].tolist(), offset[inside].tolist(), c[inside].tolist())
-    return [(filenames[n], onset, offset, classes[c]) for n, onset, offset, c in rows]
+    return [(filenames[i], start, stop, classes[k]) for i, start, stop, k in rows]
 
 
 def median_filter(active, window):
@@ -322,6 +326,7 @@ def tune_by_definition(scores, filenames, ground_truth, durations, classes, fram
 
 
 # === The paper ends here. The same follows once more, fast: for all thresholds at once ================================
+# Only the steps of the PSD-ROC, the exact PSDS and the tuning by clip F1 and by PSDS are new.
 # speed: what an event is does not depend on the other thresholds. So each different event is looked at once, class by
 # class, together with the range of operating points at which it exists. Everything is counted from such ranges.
 

@@ -4,8 +4,9 @@
     python train.py --visual openl3 --data DIR           DCASE 2020 task 4 in DIR, the paper's schedule
 
 From top to bottom as time runs: what a run is asked for, the batch of an iteration, one training step, the training
-loop, scores, what validation chooses, the command. One run on one device: what survives a kill is in extras/runs.py,
-several processes are in extras/parallel.py. README, "To try something else", says what to change for what.
+loop, scores, what validation chooses; at the end the command, which calls all this. One run on one device: what
+survives a kill is in extras/runs.py, several processes are in extras/parallel.py. README, "To try something else",
+says what to change for what.
 
 Shapes: B clips, N clips of a partition, D width of a visual vector, C classes.
 """
@@ -76,8 +77,8 @@ class Config:
 
 # --- the batch of an iteration ---------------------------------------------------------------------------------------
 # Every random choice about the batch of iteration t follows from the configuration, the data and t. Nothing is carried
-# over from the batch before, and dropout is seeded anew with each epoch. So a resumed run continues with the same
-# batches, though a checkpoint holds the state of no random generator, only the number of epochs done. The second number
+# over from the batch before, and dropout is seeded anew with each epoch. So a checkpoint needs no state of a random
+# generator: with the number of finished epochs alone, a resumed run continues with the same batches. The second number
 # of each seed says what it is for: 0 to 2 the order of a label group, 3 the batch, 4 dropout.
 # Runs with the same seed but other streams see the same clips in the same order. Their mixup partners may differ, since
 # partners must have the same streams. With the acoustic weight "random", other batches are mixed, by other ratios.
@@ -112,6 +113,7 @@ class Batch:
 def load_clips(data, visual, device):
     """Training partitions of a DataSet -> Clips. speed: on a GPU if they fill less than half of what is free there"""
     parts = [data.partitions[name] for name in features.TRAINING]
+    strong, weak, _ = parts
     arrays = {"log-mel": [part.log_mel for part in parts]}
     arrays |= {stream: [part.visual[stream] for part in parts] for stream in visual}
     size = sum(array.nbytes for group in arrays.values() for array in group)
@@ -122,8 +124,8 @@ def load_clips(data, visual, device):
         log_mel=tensors.pop("log-mel"),
         visual=tensors,
         present={stream: [part.present[stream] for part in parts] for stream in visual},
-        strong_targets=torch.from_numpy(parts[0].frame_targets).to(place),
-        weak_targets=torch.from_numpy(parts[1].tags).to(place),
+        strong_targets=torch.from_numpy(strong.frame_targets).to(place),
+        weak_targets=torch.from_numpy(weak.tags).to(place),
         statistics=statistics_on(device, data),
         device=device,
     )
@@ -145,7 +147,7 @@ def training_batch(clips, config, t):
     if rng.random() < MIXUP_RATE:  # ours: one coin for the batch, one ratio for each label group
         ratios = rng.beta(MIXUP_SHAPE, MIXUP_SHAPE, size=3).tolist()
 
-    share, n_shares = clips.share
+    share, n_shares = clips.share  # 0 and 1, unless several processes share the batch
     groups = []  # per label group: indices (n,) of the clips, of those they are mixed with, and the ratio
     for g, size in enumerate(config.batch_size):
         picked = endless(len(clips.log_mel[g]), size, t, (config.seed, g))
@@ -154,8 +156,10 @@ def training_batch(clips, config, t):
         groups.append((picked[share::n_shares], partners[share::n_shares], ratios[g]))
 
     def inputs(name, arrays):
-        mixed = torch.cat([mix(array, *group, clips.device) for array, group in zip(arrays, groups)])
-        return standardise(mixed, clips.statistics[name])
+        mixed = []
+        for array, (picked, partners, ratio) in zip(arrays, groups):
+            mixed.append(mix(array, picked, partners, ratio, clips.device))
+        return standardise(torch.cat(mixed), clips.statistics[name])
 
     present = {}
     for stream, by_group in clips.present.items():
@@ -226,14 +230,14 @@ def learning_rate(t, iterations):
 
 
 @torch.no_grad()
-def update_teacher(teacher, student, t):
-    """Exponential moving average of the student's parameters after step t = 1, 2, .. (Boes 2022, Sec. 3.1.5).
+def update_teacher(teacher, student, n_steps):
+    """Exponential moving average of the student's parameters after 1, 2, .. steps (Boes 2022, Sec. 3.1.5).
 
     ours: a warm-up with decays 1/2, 2/3, 3/4 .., as in the DCASE baselines. Only parameters are averaged. The teacher
     is in training mode like the student: its batch norms use the statistics of the batch. What they collect is never
     used, since only the student is scored.
     """
-    decay = min(1 - 1 / (t + 1), EMA_DECAY)
+    decay = min(1 - 1 / (n_steps + 1), EMA_DECAY)
     for average, latest in zip(teacher.parameters(), student.parameters()):
         average.lerp_(latest, 1 - decay)  # decay * average + (1 - decay) * latest
 
@@ -259,14 +263,14 @@ def training_step(student, teacher, optimizer, batch, config, t):
     losses = torch.stack([
         binary_cross_entropy(student_clip[n_strong : n_strong + n_weak], batch.weak_targets),
         binary_cross_entropy(student_frame[:n_strong], batch.strong_targets),
-        F.mse_loss(student_clip.sigmoid(), teacher_clip.sigmoid()),
+        F.mse_loss(student_clip.sigmoid(), teacher_clip.sigmoid()),  # mean over all clips, whatever labels they have
         F.mse_loss(student_frame.sigmoid(), teacher_frame.sigmoid()),
     ])  # fmt: skip
     loss = losses[:2].sum() + CONSISTENCY * losses[2:].sum()
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(t, config.iterations)
-    # ours: gradient 0, not none, for an encoder whose stream no clip of the batch has; its momentum moves it on
+    # ours: an encoder whose stream no clip of the batch has gets gradient 0. So its momentum still moves it a little.
     optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
@@ -282,7 +286,7 @@ def new_networks(config, data, device):
     torch.manual_seed(config.seed)
     dims = {stream: data.visual_statistics[stream][0].size for stream in config.visual}
     student = MultiEncoder(len(data.classes), dims, config.base)
-    if device.type == "cpu":  # speed: these lines may be deleted; the network stays as it is, and slower
+    if device.type == "cpu":  # speed: these lines may be deleted. Then dropout is PyTorch's own, and a step is slower
         from extras import cpu
 
         cpu.use_fast_dropout(student)
