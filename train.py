@@ -362,7 +362,7 @@ def predict(student, data, part, audio_weights, device, size=32):
         rows = slice(begin, begin + size)
         visual = {stream: inputs(stream, part.visual[stream][rows]) for stream in student.streams}
         present = {stream: torch.from_numpy(part.present[stream][rows]) for stream in student.streams}
-        encoded = student.encode(inputs("log-mel", part.log_mel[rows]), visual, present)  # the same for all weights
+        encoded = student.encode(inputs("log-mel", part.log_mel[rows]), visual, present)  # speed: the same for all weights
         for audio_weight in audio_weights:
             frame_logits, clip_logits = student.decode(*encoded, audio_weight)
             frame_scores, clip_scores = outputs[audio_weight]
