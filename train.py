@@ -362,7 +362,8 @@ def predict(student, data, part, audio_weights, device, size=32):
         rows = slice(begin, begin + size)
         visual = {stream: inputs(stream, part.visual[stream][rows]) for stream in student.streams}
         present = {stream: torch.from_numpy(part.present[stream][rows]) for stream in student.streams}
-        encoded = student.encode(inputs("log-mel", part.log_mel[rows]), visual, present)  # speed: the same for all weights
+        log_mel = inputs("log-mel", part.log_mel[rows])
+        encoded = student.encode(log_mel, visual, present)  # speed: the same for all weights
         for audio_weight in audio_weights:
             frame_logits, clip_logits = student.decode(*encoded, audio_weight)
             frame_scores, clip_scores = outputs[audio_weight]
