@@ -16,10 +16,10 @@ of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
     DIR/cache                                         ours, safe to delete
 
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
-silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file. Targets and true
-events are taken as the table has them, so frames after the end count as frames without events. Predicted events end
-with the clip (`Partition.durations`, `metrics.scores_to_events`). PSDS counts the hours of real sound; F1 does not know
-where a clip ends.
+silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file; the statistics
+count the repetitions. Targets and true events are taken as the table has them: frames after the end count as frames
+without events, unless an event of the table reaches there. Predicted events end with the clip (`Partition.durations`,
+`metrics.scores_to_events`). PSDS counts the hours of real sound; F1 does not know where a clip ends.
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
 C classes.

@@ -1342,8 +1342,9 @@ def test_the_code_that_is_read_is_the_code_that_runs(base, tmp_path, monkeypatch
     assert calls["MultiEncoder", "train"] == calls["CrossAttention", "train"] == models
     assert calls["Stack", "train"] == calls[block, "train"] == 3 * models
     assert calls["Attention", "train"] == 5 * models  # of two encoders, and of the decoder for itself and for both
-    for cls in ("Stack", "CrossAttention", "Attention", block):  # scoring calls encode and decode, see train.predict
-        assert calls[cls, "eval"] > 0
+    scored = 2 + 5 + 5  # after each epoch, then validation and public with five acoustic weights
+    assert calls["MultiEncoder", "eval"] == calls["CrossAttention", "eval"] == scored
+    assert calls["Stack", "eval"] == calls[block, "eval"] == 3 * scored and calls["Attention", "eval"] == 5 * scored
     assert (("ConvModule", "train") in calls) == (base == "conformer") and (other, "train") not in calls
 
 

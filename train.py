@@ -37,7 +37,7 @@ EMA_DECAY = 0.999  # per iteration (Boes 2022, Sec. 3.1.5)
 CONSISTENCY = 2.0  # weight of both consistency terms (Boes 2022, Sec. 3.1.5); ours: from the start, no ramp-up
 MIXUP_RATE, MIXUP_SHAPE = 0.33, 0.2  # Boes 2022, Sec. 3.1.5
 RANDOM_WEIGHT = (0.25, 1.0)  # range of random acoustic weights (Boes 2022, Sec. 3.2.2)
-SMALLEST_WEIGHT = 1e-6  # of the acoustic encoder; a smaller number vanishes beside the others' weight in float32
+SMALLEST_WEIGHT = 1e-6  # of the acoustic encoder; in float32 a much smaller number is nothing beside the others
 INFER_WEIGHTS = (0.25, 0.5, 0.75, 0.875)  # acoustic weights tried at inference (Boes 2022, Sec. 3.2.2)
 TRAIN_WEIGHTS = {  # acoustic weights in training that won (Boes 2022, Tables 5 and 8)
     ("transformer", "openl3"): 0.5,
@@ -363,9 +363,8 @@ def predict(student, data, part, audio_weights, device, size=32):
         visual = {stream: inputs(stream, part.visual[stream][rows]) for stream in student.streams}
         present = {stream: torch.from_numpy(part.present[stream][rows]) for stream in student.streams}
         log_mel = inputs("log-mel", part.log_mel[rows])
-        encoded = student.encode(log_mel, visual, present)  # speed: the same for all weights
         for audio_weight in audio_weights:
-            frame_logits, clip_logits = student.decode(*encoded, audio_weight)
+            frame_logits, clip_logits = student(log_mel, visual, present, audio_weight)
             frame_scores, clip_scores = outputs[audio_weight]
             frame_scores.append(frame_logits.sigmoid().cpu().numpy())
             clip_scores.append(clip_logits.sigmoid().cpu().numpy())
@@ -373,7 +372,11 @@ def predict(student, data, part, audio_weights, device, size=32):
 
 
 def tune_each_score(part, classes, frame_scores, clip_scores):
-    """Thresholds and windows by class, anew for each score (Boes 2022, Sec. 3.1.3) -> dict of score -> ((C,), (C,))"""
+    """Thresholds and windows by class, anew for each score (Boes 2022, Sec. 3.1.3) -> dict of score -> ((C,), (C,))
+
+    PSDS always takes the 50 thresholds of metrics.THRESHOLDS_50, so only its windows are tuned: the thresholds are
+    None. CBF1 has no windows: they are 1.
+    """
     tuned = {}
     for name, metric in SCORES.items():
         scores = clip_scores if name == "CBF1" else frame_scores

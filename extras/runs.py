@@ -58,7 +58,7 @@ def alone_in(folder):
 def never_overwrite(folder, resume):
     """InputError where the folder holds a run that the user did not ask to resume"""
     if not resume and ((folder / "checkpoint.pt").exists() or (folder / "model.pt").exists()):
-        raise InputError(f"{folder}: holds a run already; continue it with --resume, name another --out, or delete it")
+        raise InputError(f"{folder}: holds a run already; continue it with --resume, or name another --out")
 
 
 class Log:

@@ -65,10 +65,8 @@ class FollowsEnergy(nn.Module):
 
     streams = ()
 
-    def encode(self, log_mel, visual, present):
-        return (log_mel.unflatten(1, (64, 8)).mean((2, 3))[:, :, None] + 8,)  # (B, 64, 1)
-
-    def decode(self, logits, audio_weight):
+    def forward(self, log_mel, visual, present, audio_weight):
+        logits = log_mel.unflatten(1, (64, 8)).mean((2, 3))[:, :, None] + 8  # (B, 64, 1)
         return logits, logits.amax(1)
 
 

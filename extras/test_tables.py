@@ -16,7 +16,6 @@ import torch
 import features
 import metrics
 import train
-from avsed import MultiEncoder
 from extras import plots, runs, tables
 from metrics import PSDS1, PSDS2
 from test_avsed import HERE, quiet, small, write_tiny  # noqa: F401
@@ -217,16 +216,6 @@ def test_predictions_on_disk_give_the_same_scores(tmp_path):
         lengths = dict(zip(part.filenames, part.durations))
         value = metrics.psds(part.events, points, lengths, data.classes, **criteria)
         assert math.isclose(value, expected[name], abs_tol=1e-6) and value > 0, name
-
-
-def test_weights_are_searched_without_encoding_again(tmp_path):
-    data = features.load_dataset(write_tiny(tmp_path), ["openl3"], log=quiet)
-    student = MultiEncoder(2, {"openl3": 6})
-    calls = []
-    student.cnn.register_forward_hook(lambda *_: calls.append("cnn"))
-    student.decoder.register_forward_hook(lambda *_: calls.append("decoder"))
-    train.predict(student, data, data.partitions["public"], train.INFER_WEIGHTS, torch.device("cpu"))
-    assert calls == ["cnn"] + ["decoder"] * 4
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
