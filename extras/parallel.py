@@ -63,7 +63,9 @@ def run(args):
 def share_run(config, data, out, device, log):
     """What train.complete_run does, for one rank"""
     report = runs.finished_report(out, config, data, train.SCORES)
-    if report is None:
+    if report:
+        log("       this run is finished")
+    else:
         student, teacher, optimizer = train.new_networks(config, data, device)
         data, first = runs.resume(out, config, data, student, teacher, optimizer)
         dist.barrier()  # before the first rank writes what the others may still be reading

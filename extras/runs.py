@@ -204,10 +204,15 @@ def finished_report(folder, config, data, scores):
     return report if report.get("streams") == list(data.visual_statistics) else None
 
 
-def check_report(report, path, scores):
-    """InputError unless a report has these scores, from 0 to 1 or None, for validation, public and its parts"""
+def check_report(report, path, scores, audio_weights=()):
+    """InputError unless a report has these scores, from 0 to 1 or None, for validation, public and its parts.
+
+    audio_weights: those that a run with video must have been scored with
+    """
     try:
         by_weight = report["by_weight"]
+        if report["config"]["visual"] and not {str(weight) for weight in audio_weights} <= by_weight.keys():
+            raise ValueError("acoustic weights")
         for parts in by_weight.values():
             for part in (parts["validation"], parts["public"], *parts.values()):
                 if not all(part[name] is None or 0 <= part[name] <= 1 for name in scores):

@@ -147,6 +147,8 @@ def make_table(args, device, log, wait):
                     args.epochs, args.batches, tuple(args.batch_size), seed, args.precision,
                 )  # fmt: skip
     reports = complete_runs(configs, data, out, device, log, wait)
+    for name, report in reports.items():
+        runs.check_report(report, out / name / "model.pt", SCORES, (*INFER_WEIGHTS, 1.0))
     write_results(out, log)
     if len(reports) < len(configs):
         log(f"table  {len(reports)} of {len(configs)} runs are done: rows are incomplete")
@@ -205,7 +207,7 @@ def write_results(out, log):
             continue
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            runs.check_report(report, path, SCORES)
+            runs.check_report(report, path, SCORES, (*INFER_WEIGHTS, 1.0))
             words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(report["config"].get, settings)]
             scores = [report["scores"]["validation"]["EBF1"], *(report["scores"]["public"][name] for name in SCORES)]
             scores = ["" if score is None else f"{score:.6f}" for score in scores]
@@ -329,6 +331,8 @@ def parse_arguments(arguments):
     plumbing.set_defaults(args, (PAPER if args.data else TOY) | {"runs": RUNS if args.data else TOY_RUNS})
     if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
         parser.error("--batch-size must hold at least one clip")
+    if args.seed + args.runs > 2**63:
+        parser.error("--seed plus --runs must be at most 2 ** 63")
     return args
 
 

@@ -202,6 +202,11 @@ def test_a_finished_run_must_have_all_scores(tmp_path):
     data, config = features.load_dataset(root, ["openl3"], log=quiet), tiny_config(root)
     scores = {"PSDS2": 0.1, "PSDS1": 0.2, "EBF1": None, "SBF1": 0.3, "CBF1": 0.4}  # in another order
     report = runs.description(config, data) | {"infer_weight": 1.0, "streams": ["openl3"]}
+    parts = {"validation": scores, "public": scores}
+    whole = report | {"scores": parts, "by_weight": {"1.0": parts}}
+    runs.check_report(whole, "model.pt", scores, (1.0,))
+    with pytest.raises(InputError, match="model.pt: its scores are damaged"):
+        runs.check_report(whole, "model.pt", scores, (0.75, 1.0))
     for name in (None, *scores):  # none is missing, then one after the other
         kept = {key: score for key, score in scores.items() if key != name}
         parts = {"validation": scores, "public": kept}

@@ -365,6 +365,7 @@ def test_pictures_without_matplotlib_stop_before_the_work(tmp_path, capsys, monk
         (["5", "--infer-weight", "0.5"], "invalid choice"),
         (["5", "--data", ""], "--data is empty"),
         (["5", "--seed", "-1"], "a seed must be 0 or more"),
+        (["5", "--seed", str(2**63 - 1), "--runs", "2"], "must be at most 2 ** 63"),
         (["5", "--precision", "tf32", "--device", "cpu", "--data", "absent"], "--precision tf32 is arithmetic"),
         (["5", "--device", "nonsense", "--data", "absent"], "--device nonsense"),
         (["5", "--data", "absent"], "absent: no such folder"),
