@@ -281,11 +281,11 @@ def training_step(student, teacher, optimizer, batch, config, t):
 # --- the training loop -----------------------------------------------------------------------------------------------
 
 
-def new_networks(config, data, device):
-    """-> student, teacher, optimizer as they are before the first iteration"""
+def new_networks(config, data, device, network=MultiEncoder):
+    """-> student, teacher, optimizer as they are before the first iteration. network: MultiEncoder or a subclass"""
     torch.manual_seed(config.seed)
     dims = {stream: data.visual_statistics[stream][0].size for stream in config.visual}
-    student = MultiEncoder(len(data.classes), dims, config.base)
+    student = network(len(data.classes), dims, config.base)
     if device.type == "cpu":  # speed: these lines may be deleted. Then dropout is PyTorch's own, and a step is slower
         from extras import cpu
 
@@ -660,7 +660,7 @@ def as_printed(name, score):
 
 def encoder_weights(audio_weight, n_visual):
     """Weights of all encoders: 0.75 and two visual streams -> '0.75 0.125 0.125'"""
-    if audio_weight == "random":
+    if isinstance(audio_weight, str):  # "random"
         return audio_weight
     return " ".join(f"{x:.4g}" for x in (audio_weight, *[(1 - audio_weight) / max(n_visual, 1)] * n_visual))
 

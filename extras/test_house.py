@@ -35,6 +35,7 @@ ARROWS = {  # who may import whom: always the same floor or a lower one
     "extras.score": {"features", "metrics", "extras.plumbing"},
     "extras.tagging": {"features", "metrics", "extras.plumbing"},
     "extras.benchmark": GROUND | CELLAR,
+    "extras.learned_weights": GROUND | CELLAR | {"extras.toy"},
     "extras.boes2019": OLDER | {"extras.embeddings"},
     "extras.fayek2020": OLDER | {"extras.cpu"},
 }

@@ -136,12 +136,21 @@ def make_vectors(rng, events, seconds, width):
     blur = np.hanning(15)[1:-1]  # the picture knows the time to about a second
     seen = scipy.signal.convolve(seen, blur[:, None] / blur.sum(), "same") * rng.uniform(0.6, 1.4, len(classes))
     scene = rng.standard_normal((1, 6)) + np.cumsum(rng.standard_normal((FRAMES, 6)), 0) / 25  # drifts slowly
-    # the "visual network": for each width one, the same for all clips
-    basis = np.random.default_rng(width).standard_normal((len(classes) + 6, width))
-    vectors = np.hstack([seen, 0.6 * scene]) @ basis + rng.standard_normal((FRAMES, width))
+    vectors = np.hstack([seen, 0.6 * scene]) @ visual_basis(width) + rng.standard_normal((FRAMES, width))
     last = np.flatnonzero(times <= seconds)[-1]
     vectors[last:] = vectors[last]  # a picture that ends early stands still, as in extras/embeddings.py
     return vectors.astype(np.float16)
+
+
+def visual_basis(width):
+    """The "visual network": (16, width), how each class and each of 6 other things looks; the same for all clips"""
+    return np.random.default_rng(width).standard_normal((len(SOUNDS) + 6, width))
+
+
+def classes_on_screen(vectors):
+    """What make_vectors put on screen, seen or not heard: visual vectors (N, 64, D) -> (N, C) bool"""
+    found = vectors.astype(np.float32) @ np.linalg.pinv(visual_basis(vectors.shape[2]))
+    return found[:, :, : len(SOUNDS)].max(axis=1) > 0.4  # 1 where a class is seen, noise of about 0.05 elsewhere
 
 
 # --- the ten sounds --------------------------------------------------------------------------------------------------
