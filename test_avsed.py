@@ -3,6 +3,7 @@
 The rest is tested beside its script, in extras/.
 """
 
+import contextlib
 import copy
 import itertools
 import json
@@ -1257,6 +1258,24 @@ def test_batches_of_one_kind_give_finite_losses(tmp_path, small):
         weak, strong, *consistency = train.training_step(student, *more, 0).tolist()
         assert (strong > 0) == (size[0] > 0) and (weak > 0) == (size[1] > 0) and min(consistency) > 0
     assert not any(p.grad.any() for p in student.visual_encoders.parameters())  # no video among strong clips: zeros
+
+
+@both_bases
+def test_a_step_leaves_its_device_for_nothing(base, monkeypatch):
+    """On PyTorch's meta device nothing is computed, but operations on two devices fail as they do on a GPU"""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **settings: contextlib.nullcontext())  # it does not know "meta"
+    config, device = tiny_config("", visual=("openl3",), base=base), torch.device("meta")
+    with device:
+        student = MultiEncoder(3, {"openl3": 7}, base).train()
+        inputs = torch.empty(5, 512, 64), {"openl3": torch.empty(5, 64, 7)}
+        targets = torch.empty(2, 64, 3), torch.empty(2, 3)
+    present = {"openl3": torch.tensor([True, False, True, True, False])}  # this alone is on the CPU, see Batch
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for p in student.parameters():
+        p.grad = torch.zeros_like(p)
+    batch, optimizer = train.Batch(*inputs, present, *targets, 0.5), torch.optim.RAdam(student.parameters())
+    losses = train.training_step(student, teacher, optimizer, batch, config, 0)
+    assert losses.device == device and all(p.device == device for p in (*student.parameters(), *teacher.parameters()))
 
 
 # --- train.py: whole runs --------------------------------------------------------------------------------------------

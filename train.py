@@ -238,8 +238,8 @@ def update_teacher(teacher, student, n_steps):
     used, since only the student is scored.
     """
     decay = min(1 - 1 / (n_steps + 1), EMA_DECAY)
-    for average, latest in zip(teacher.parameters(), student.parameters()):
-        average.lerp_(latest, 1 - decay)  # decay * average + (1 - decay) * latest
+    # average = decay * average + (1 - decay) * latest. speed: one call for all parameters, not one for each
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
 
 
 def binary_cross_entropy(logits, targets):
