@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse.csgraph
 
 import metrics
+from features import FRAME_HOP
 from metrics import PSDS1, PSDS2
 from test_avsed import CROSS, HOP, REF, best_of, both, decode_slowly, events, nan, quietly, same, toy_scores
 
@@ -297,3 +298,63 @@ def test_bad_arguments_are_named():
             metrics.median_filter(ok > 0, window)
     with pytest.raises(ValueError, match="durations: needs the seconds of every clip"):
         quietly(metrics.psds, events(*REF), [], {}, ["A", "B"], **PSDS1)
+
+
+# --- what the field's evaluators answer, stored so that agreement is tested where they are not installed ------------
+
+
+def stored_case(seed):
+    """Made of whole numbers by a generator that NumPy promises never to change -> truth, points, scores, files"""
+    rng = np.random.RandomState(seed)
+    files, truth = [f"{i}.wav" for i in range(5)], []
+    activity = np.zeros((5, 64, 3))
+    for i, name in enumerate(files):
+        for c, label in enumerate("ABC"):
+            begin = rng.randint(0, 30)
+            while begin < 180:
+                length = rng.randint(5, 60)
+                onset, offset = begin / 20 + 0.01, min((begin + length) / 20 + 0.01, 10.0)
+                if rng.randint(3):
+                    truth.append((name, onset, offset, label))
+                    activity[i, int(onset / FRAME_HOP) : int(offset / FRAME_HOP), c] = 40
+                begin += length + rng.randint(5, 80)
+    confused = activity[:, :, [1, 2, 0]] * (rng.randint(0, 4, size=(5, 1, 3)) == 0)
+    scores = (activity + confused + rng.randint(5, 45, size=(5, 8, 3)).repeat(8, axis=1)
+              + rng.randint(0, 12, size=(5, 64, 3))) / 150
+    return scores.astype(np.float32), files, truth
+
+
+# For each seed what sed_eval 0.2.1 answers (macro event F1, micro segment F1), psds_eval 0.5.3 (PSDS1, PSDS2 of four
+# operating points) and sed_scores_eval 0.0.4 (exact PSDS1, PSDS2), with max_efpr 300
+PEERS = [
+    (0.472256138923, 0.744186046512, 0.0546236407053, 0.0169268646093, 0.176187256472, 0.530276073526),
+    (0.5209959123, 0.802469135802, 0.0805808358726, 0.492697722798, 0.135521489344, 0.712657462789),
+    (0.543591840443, 0.832369942197, 0.0667610688294, 0.478193127767, 0.182172381565, 1),
+    (0.444902319902, 0.766917293233, 0.16624078317, 0.438023104986, 0.280761842292, 0.741789773167),
+    (0.448586744639, 0.783216783217, 0.346028908762, 1, 0.508859513713, 0.918443766757),
+    (0.514492753623, 0.786206896552, 0.388250749078, 0.753049496241, 0.491010482015, 1),
+    (0.399627329193, 0.807453416149, 0.211140912495, 0.200850296797, 0.44275599939, 0.610585389614),
+    (0.515404040404, 0.79746835443, 0.176494075662, 0.277846577046, 0.257923823541, 0.841978748645),
+    (0.430044593088, 0.818181818182, 0.0781815224204, 0.00647307004951, 0.098259091119, 1),
+    (0.682222222222, 0.821917808219, 0.157198092689, 0.473932314481, 0.297175590749, 0.961372583002),
+    (0.677361853832, 0.837837837838, 0.557675205278, 0.870426017218, 0.588545215335, 1),
+    (0.537373737374, 0.832369942197, 0.375240114361, 0.611820419887, 0.622078505505, 1),
+]
+
+
+@pytest.mark.parametrize("seed", range(len(PEERS)))
+def test_the_peers_answers(seed):
+    scores, files, truth = stored_case(seed)
+    classes, durations = list("ABC"), dict.fromkeys(files, 10.0)
+    points = []
+    for threshold in (0.2, 0.3, 0.4, 0.5):
+        points.append(metrics.scores_to_events(scores, files, classes, threshold, 3, FRAME_HOP, durations))
+    ours = [
+        metrics.event_f1(truth, points[1], classes).macro,
+        metrics.segment_f1(truth, points[1], classes).micro,
+    ]
+    both_criteria = [criteria | {"max_efpr": 300.0} for criteria in (PSDS1, PSDS2)]
+    ours += [metrics.psds(truth, points, durations, classes, **criteria) for criteria in both_criteria]
+    for criteria in both_criteria:
+        ours.append(metrics.exact_psds_from_scores(scores, files, truth, durations, classes, FRAME_HOP, **criteria))
+    assert np.allclose(ours, PEERS[seed], rtol=0, atol=1e-9)
