@@ -15,6 +15,8 @@ of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
     DIR/cache                                         ours, safe to delete
 
+DIR/partitions.tsv says where the five lists are instead, where it stands: plumbing.read_layout.
+
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
 silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file; the statistics
 count the repetitions. Targets and true events are taken as the table has them: frames after the end count as frames
@@ -26,7 +28,6 @@ C classes.
 """
 
 import functools
-import os
 import re
 from dataclasses import dataclass, field
 from math import gcd
@@ -61,7 +62,7 @@ PARTITIONS = {  # name: (metadata, audio folder), as DCASE 2020 task 4 lays them
     "validation": ("validation/validation.tsv", "validation"),
     "public": ("eval/public.tsv", "eval/public"),
 }
-TRAINING = ("strong", "weak", "unlabelled")
+TRAINING, TESTS = ("strong", "weak", "unlabelled"), ("validation", "public")
 
 
 # --- audio -> log-mel ------------------------------------------------------------------------------------------------
@@ -166,6 +167,7 @@ def read_strong(path, classes=None, of_system=False):
         filenames[name if of_system else plumbing.check_filename(place, name)] = None
         if not (onset or offset or label):
             continue
+        label = plumbing.read_labels(place, label, "\t")[0] if label else ""  # one label, quoted or not
         try:
             start, end = plumbing.parse_number(onset), plumbing.parse_number(offset)
         except ValueError:
@@ -182,10 +184,13 @@ def read_strong(path, classes=None, of_system=False):
 
 
 def read_weak(path):
-    """Table of clip labels -> dict of filename -> set of labels (the official lists repeat labels, in any order)"""
+    """Table of clip labels -> dict of filename -> set of labels (the official lists repeat labels, in any order).
+
+    A label that holds a comma stands in quotation marks: "Air horn, truck horn",Car
+    """
     clips = {}
-    for place, (name, labels) in plumbing.read_table(path, ("filename", "event_labels")):
-        labels = {label.strip() for label in labels.split(",")} - {""}
+    for place, (name, cell) in plumbing.read_table(path, ("filename", "event_labels")):
+        labels = set(plumbing.read_labels(place, cell)) - {""}
         clips.setdefault(plumbing.check_filename(place, name), set()).update(labels)
     return clips
 
@@ -235,7 +240,7 @@ class Partition:
     """The N clips of one list whose audio is on disk, in the order of the list"""
 
     name: str
-    folder: Path  # where their audio is
+    paths: list  # of their audio
     listed: int
     filenames: list
     events: list = field(default_factory=list)  # (filename, onset, offset, event_label), seconds
@@ -255,6 +260,17 @@ class Partition:
         return dict(zip(self.filenames, self.durations.tolist()))
 
 
+def subset(part, rows):
+    """The clips of a partition where rows (N,) bool says so, without their features"""
+    kept, arrays = np.flatnonzero(rows), {}
+    names, paths = [part.filenames[i] for i in kept], part.paths and [part.paths[i] for i in kept]
+    for name in ("tags", "frame_targets", "durations"):
+        if (array := getattr(part, name)) is not None:
+            arrays[name] = array[kept]
+    known = set(names)
+    return Partition(part.name, paths, part.listed, names, [e for e in part.events if e[0] in known], **arrays)
+
+
 @dataclass
 class DataSet:
     """What load_dataset returns. Statistics come from the training partitions only (Boes 2022, Sec. 3.1.2)."""
@@ -265,85 +281,96 @@ class DataSet:
     visual_statistics: dict  # stream -> (mean, std) of each dimension, (D,) float32; in the order asked for
 
 
-def load_dataset(root, visual=(), cache=None, log=print):
+def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "validation")):
     """Read a data set in the layout shown above; the features are computed once and then memory-mapped from a cache.
 
     visual: names of folders under root/visual, any number
     cache: folder for the cache, default root/cache
-    log: receives a line per partition: how many clips are listed, found, and have each visual stream
+    log: receives a line per partition: how many clips are listed, found, and have each visual stream; and what is odd
+    needed: partitions that must have clips. Others may be absent, and have none then
     Raises InputError for anything wrong. A listed clip without audio is only counted, unless a partition has none.
     """
     root = Path(root)
     cache = Path(cache or root / "cache")
     if "log-mel" in visual:
         raise InputError(f"{root}/visual/log-mel: a visual stream cannot have this name; rename it")
-    partitions, classes = read_partitions(root)
-    stems = {stream: visual_stems(root / "visual" / stream) for stream in visual}
+    layout = plumbing.read_layout(root, PARTITIONS, needed)
+    partitions, classes = read_partitions(layout)
+    files = {stream: visual_files(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
         line = f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found"
         for stream in visual:
-            n = sum(Path(f).stem in stems[stream] for f in part.filenames)
+            n = sum(plumbing.stem(f) in files[stream] for f in part.filenames)
             line += f", {n:5d} with {stream} ({100 * n / max(len(part), 1):.1f} %)"
         log(line)
+    log(f"       {len(classes)} classes: {', '.join(classes)}")
+    for name in (*needed, "public"):
+        part = partitions[name]
+        if name in needed and not part.listed:
+            raise InputError(f"{root}: the list of '{name}' is empty; {plumbing.MAY_BE_ABSENT}")
+        if part.listed and not part.filenames:
+            listed = f"none of the {part.listed} clips listed for '{name}' is there"
+            raise InputError(f"{layout[name][0][1]}: {listed}; put their audio into this folder")
     drop_tested_clips(partitions, log)
-    for part in partitions.values():
-        if not part.listed:
-            raise InputError(f"{root}: the list of '{part.name}' is empty; see metadata/{PARTITIONS[part.name][0]}")
-        if not part.filenames:
-            listed = f"none of the {part.listed} clips listed for '{part.name}' is there"
-            raise InputError(f"{part.folder}: {listed}; put their audio into this folder")
+    timed = {label for *_, label in partitions["strong"].events}
+    if timed and len(timed) < len(classes):
+        untimed = ", ".join(sorted({*classes} - timed))
+        log(f"       in weak clips alone: {untimed}; each strong clip teaches that they are absent")
+    for stream in visual:
+        check_stems([path for part in partitions.values() for path in part.paths], files[stream])
 
-    keys = [add_log_mel(part, cache, log) for part in partitions.values()]
+    keys = []
+    for part in partitions.values():
+        keys.append(add_log_mel(part, cache, log))
+        say_what_lies_behind(part, log)
     for stream in visual:
         folder = root / "visual" / stream
-        example = first_vectors(partitions, folder, stems[stream])
-        keys += [add_visual(part, folder, stems[stream], example, cache, log) for part in partitions.values()]
+        example = first_vectors(partitions, folder, files[stream])
+        keys += [add_visual(part, stream, files[stream], example, cache, log) for part in partitions.values()]
         if not any(partitions[name].present[stream].any() for name in TRAINING):
             raise InputError(f"{folder}: the vectors of all training clips hold values that are not finite; redo them")
     key = plumbing.fingerprint((), keys, STD_FLOOR, TRAINING)
     return DataSet(classes, partitions, *training_statistics(partitions, visual, cache, key))
 
 
-def read_metadata(root):
-    """The five tables -> clips of each partition (of `weak`: with their labels), events of each, sorted class names"""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; a data set has sub-folders audio and metadata (README, 'Real data')")
-    # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
-    alone = (root / "train").is_dir() and not (root / "metadata").is_dir()
-    metadata = root if alone else root / "metadata"
-    tables = {name: metadata / table for name, (table, _) in PARTITIONS.items()}
-    listed, events = {}, {}
-    listed["strong"], events["strong"] = read_strong(tables["strong"])
-    listed["weak"] = read_weak(tables["weak"])
-    listed["unlabelled"] = read_unlabelled(tables["unlabelled"])
+def read_lists(name, rows, classes=None):
+    """Lists of a partition, [(table, folder)] -> dicts of filename -> path of its audio, -> set of labels; events"""
+    paths, labels, events = {}, {}, []
+    for table, folder in rows:
+        on_disk, timed = plumbing.files_in(folder), []
+        if name == "weak":
+            clips = read_weak(table)
+        elif name == "unlabelled":
+            clips = dict.fromkeys(read_unlabelled(table) if table else sorted(filter(plumbing.is_sound, on_disk)), ())
+        else:
+            filenames, timed = read_strong(table, classes)
+            clips = {f: set() for f in filenames}
+            for f, _, _, label in timed:
+                clips[f].add(label)
+        if twice := paths.keys() & clips.keys():
+            raise InputError(f"{table or folder}: {min(twice)} is in another list of '{name}' too; one is enough")
+        paths |= {f: on_disk.get(f, folder / f) for f in clips}
+        labels |= clips
+        events += timed
+    return paths, labels, events
+
+
+def read_partitions(layout):
+    """Tables and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
+    lists = {name: read_lists(name, layout.get(name, ())) for name in TRAINING}
     # ours: the classes are those that training can teach, from strong and weak labels together. A label that the strong
     # list never has counts as absent from every strong clip. A label that only test clips have is an error.
-    classes = {label for *_, label in events["strong"]}
-    for labels in listed["weak"].values():
-        classes |= labels
+    classes = sorted(set().union(*(tags for _, labels, _ in lists.values() for tags in labels.values())))
     if not classes:
-        raise InputError(f"{tables['strong']}, {tables['weak']}: hold no label; there must be a class to learn")
-    for name in ("validation", "public"):
-        listed[name], events[name] = read_strong(tables[name], classes)
-    return listed, events, sorted(classes)
-
-
-def read_partitions(root):
-    """Metadata and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
-    listed, events, classes = read_metadata(root)
+        tables = [str(table) for name in ("strong", "weak") for table, _ in layout.get(name, ())]
+        raise InputError(f"{', '.join(tables) or 'no list'}: hold no label; there must be a class to learn")
+    lists |= {name: read_lists(name, layout.get(name, ()), classes) for name in TESTS}
     partitions = {}
-    for name, (_, folder) in PARTITIONS.items():
-        folder = root / "audio" / folder
-        on_disk = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
-        part = Partition(name, folder, len(listed[name]), [f for f in listed[name] if f in on_disk])
-        part.events = [event for event in events.get(name, ()) if event[0] in on_disk]
-        labels = {f: set() for f in part.filenames}
-        for filename, _, _, label in part.events:
-            labels[filename].add(label)
-        if name == "weak":
-            labels = listed["weak"]
+    for name, (paths, labels, events) in lists.items():
+        found = {f: path for f, path in paths.items() if path.is_file()}
+        part = Partition(name, [*found.values()], len(paths), [*found], [e for e in events if e[0] in found])
         if name != "unlabelled":
-            part.tags = np.array([[c in labels[f] for c in classes] for f in part.filenames], bool)
+            part.tags = np.array([[c in labels[f] for c in classes] for f in found], bool).reshape(-1, len(classes))
         if name == "strong":
             part.frame_targets = frame_targets(part.filenames, part.events, classes)
         partitions[name] = part
@@ -351,40 +378,77 @@ def read_partitions(root):
 
 
 def drop_tested_clips(partitions, log):
-    """Take out those weak and unlabelled clips that are also test clips, under another name.
+    """Take out those training clips that are also test clips"""
+    tests = [path for name in TESTS for path in partitions[name].paths]
+    for name in TRAINING:
+        kept = not_tested(partitions[name].paths, tests)
+        if not kept.all():
+            log(f"       {name:10} {np.sum(~kept):5d} left out, the same recording is in validation or public")
+            partitions[name] = subset(partitions[name], kept)
 
-    ours: one such clip is known in DCASE 2020, unlabelled YWP8aI1IXNCQ_0.000_5.000 = public WP8aI1IXNCQ_0_5.
+
+def not_tested(paths, tests):
+    """Which of the training clips are no test clips: (N,) bool; arguments are paths of sound.
+
+    ours: clips of one recording are the same (one is known in DCASE 2020: unlabelled YWP8aI1IXNCQ_0.000_5.000 is public
+    WP8aI1IXNCQ_0_5), and clips of one name. A number is no name: many data sets number the clips of each list anew.
     """
-    tested = {recording(f) for name in ("validation", "public") for f in partitions[name].filenames} - {None}
-    for name in ("weak", "unlabelled"):
-        part = partitions[name]
-        keep = np.array([recording(f) not in tested for f in part.filenames], bool)
-        if not keep.all():
-            log(f"       {name:10} {np.sum(~keep):5d} left out, the same recording is in validation or public")
-            part.filenames = [f for f, kept in zip(part.filenames, keep) if kept]
-            part.tags = part.tags[keep] if part.tags is not None else None
+    known, kept = {}, []
+    for path in tests:
+        known.setdefault(recording(path.name) or plumbing.stem(path), []).append(path)
+    for path in paths:
+        same = known.get(recording(path.name) or plumbing.stem(path), [])
+        if path.stem.isdecimal():
+            same = [other for other in same if plumbing.same_bytes(path, other)]
+        kept.append(not same)
+    if paths and not any(kept):
+        raise InputError(f"{path} and {same[0]}: by its name one clip, and so are all of this list; rename them")
+    return np.array(kept, bool)
+
+
+def check_stems(paths, files):
+    """InputError where a file of a stream (dict of stem -> path) would be that of two clips; paths: of their sound"""
+    first = {}
+    for path in paths:
+        stem = plumbing.stem(path)
+        other = first.setdefault(stem, path)
+        if stem in files and not (path == other or recording(path.name) or plumbing.same_bytes(path, other)):
+            raise InputError(f"{other} and {path}: two clips, but one {files[stem]}; give each a name of its own")
 
 
 def add_log_mel(part, cache, log):
     """Fill in part.log_mel and part.durations -> key of what is cached. speed: computed once, then memory-mapped"""
-    paths = [part.folder / f for f in part.filenames]
+    paths = part.paths
     key = plumbing.fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
+    columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
+    if not paths:
+        part.log_mel, part.durations = (np.zeros((0, *shape), dtype) for shape, dtype in columns.values())
+        return key
 
     def read(path):
         waveform = read_mono(path)
         return log_mel(fit_clip(scale_peak(waveform))).numpy(), len(waveform) / SAMPLE_RATE
 
-    columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
     label = f"log-mel of {part.name}"
     arrays = plumbing.cached_table(cache, f"{part.name}-log_mel", key, read, paths, columns, log, label)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
 
 
-def add_visual(part, folder, stems, example, cache, log):
+def say_what_lies_behind(part, log):
+    """Log how many clips are cut, and how many events lie where nothing is heard. A frame more or less is no matter"""
+    cut = {f for f, seconds in part.seconds.items() if seconds > CLIP_SECONDS + FRAME_HOP}
+    if cut:
+        lost = sum(f in cut and offset > CLIP_SECONDS + FRAME_HOP for f, _, offset, _ in part.events)
+        what = f"{len(cut):5d} last over {CLIP_SECONDS} s; {lost} of {len(part.events)} events begin or end behind that"
+        log(f"       {part.name:10} {what}, and are not learned or found")
+    if beyond := sum(offset > part.seconds[f] + FRAME_HOP for f, _, offset, _ in part.events):
+        log(f"       {part.name:10} {beyond:5d} of {len(part.events)} events begin or end behind the end of their sound")
+
+
+def add_visual(part, stream, files, example, cache, log):
     """Fill in part.visual and part.present of one stream -> key of what is cached. speed: as for log-mel"""
-    stream = folder.name
-    paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
+    paths = [files.get(plumbing.stem(f)) for f in part.filenames]
     found = [path for path in paths if path]
     key = plumbing.fingerprint(found, stream, part.filenames, (len(part), *example.shape), example.dtype.name)
     if not found:  # speed: zeros take no memory until they are written to, and no disk
@@ -408,19 +472,19 @@ def add_visual(part, folder, stems, example, cache, log):
     return key
 
 
-def visual_stems(folder):
-    """Names (without .npy) of the clips that have a visual stream"""
+def visual_files(folder):
+    """Files of a visual stream: dict of clip stem -> path"""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a visual stream is a folder of (64, D) .npy files, one per clip")
-    return {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.is_file()}
+    return {name[:-4]: path for name, path in plumbing.files_in(folder).items() if name.endswith(".npy")}
 
 
-def first_vectors(partitions, folder, stems):
+def first_vectors(partitions, folder, files):
     """Vectors of the first training clip that has them: all files of a stream must have their width and type"""
     for name in TRAINING:
         for filename in partitions[name].filenames:
-            if Path(filename).stem in stems:
-                return read_visual(folder / f"{Path(filename).stem}.npy")
+            if plumbing.stem(filename) in files:
+                return read_visual(files[plumbing.stem(filename)])
     raise InputError(f"{folder}: no file for any training clip; put (64, D) arrays there, named <clip name>.npy")
 
 

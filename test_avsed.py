@@ -599,7 +599,7 @@ def test_reading_a_data_set(tmp_path):
     assert have == [[False] * 4, [True] * 4, [False] + [True] * 4, [True, False, True, True], [True] * 3]
     assert np.allclose(public.durations, 2.0)
     for part in data.partitions.values():  # each clip has its own sound
-        sounds = [features.log_mel(features.load_audio(part.folder / name)).numpy() for name in part.filenames]
+        sounds = [features.log_mel(features.load_audio(path)).numpy() for path in part.paths]
         assert np.allclose(part.log_mel, sounds, atol=1e-4), part.name
     assert np.array_equal(validation.visual["openl3"][2], np.load(tmp_path / "visual/openl3/v2.npy"))
 

@@ -415,29 +415,25 @@ def evaluate(part, classes, frame_scores, clip_scores, tuned):
     }
 
 
+def scored_partition(data):
+    """Public evaluation. ours: validation where that is absent, although thresholds are chosen on it; `notes_on`"""
+    return data.partitions["public"] if len(data.partitions["public"]) else data.partitions["validation"]
+
+
 def evaluate_public(data, frame_scores, clip_scores, tuned):
     """Public evaluation as a whole, and split by availability of video (Boes 2022, Table 7) -> dict of part -> scores
 
     ours: a clip has video if it has any of the visual streams that were loaded; thresholds are the same for all parts.
     """
-    public = data.partitions["public"]
-    scores = {"public": evaluate(public, data.classes, frame_scores, clip_scores, tuned)}
+    public = scored_partition(data)
+    scores = {public.name: evaluate(public, data.classes, frame_scores, clip_scores, tuned)}
     if public.present:
         with_video = np.any(list(public.present.values()), axis=0)
         for name, rows in (("with_video", with_video), ("without_video", ~with_video)):
             if rows.any():
-                part = subset(public, rows)
+                part = features.subset(public, rows)
                 scores[name] = evaluate(part, data.classes, frame_scores[rows], clip_scores[rows], tuned)
     return scores
-
-
-def subset(part, rows):
-    """The clips of a partition where rows (N,) bool says so, for `evaluate`: what they hold, without their features"""
-    filenames = [part.filenames[i] for i in np.flatnonzero(rows)]
-    names = set(filenames)
-    events = [event for event in part.events if event[0] in names]
-    tags, durations = part.tags[rows], part.durations[rows]
-    return features.Partition(part.name, part.folder, len(filenames), filenames, events, tags, durations=durations)
 
 
 def evaluate_by_class(part, classes, frame_scores, tuned):
@@ -499,7 +495,7 @@ def choose(student, config, data, device, log=print):
 
 def score(student, config, data, device, choice, out):
     """Score public evaluation with what validation chose, write predictions and scores into `out` -> the report"""
-    public, classes = data.partitions["public"], data.classes
+    public, classes = scored_partition(data), data.classes
     predicted = predict(student, data, public, list(choice.tuned), device)
     by_weight = {}
     for audio_weight, tuned in choice.tuned.items():
@@ -510,16 +506,31 @@ def score(student, config, data, device, choice, out):
     write_predictions(out, public, classes, frame_scores, clip_scores, tuned)
     report = {
         "toy_data": (Path(config.data) / "toy.json").exists(),  # predict.py then says that it means nothing elsewhere
+        "notes": notes_on(public, classes),
         "infer_weight": choice.audio_weight,
         "tuned": {name: {"threshold": threshold, "window": window} for name, (threshold, window) in tuned.items()},
         "by_weight": by_weight,
         "scores": by_weight[str(choice.audio_weight)],
         "by_class": {
             "validation": choice.by_class,
-            "public": evaluate_by_class(public, classes, frame_scores, tuned),
+            public.name: evaluate_by_class(public, classes, frame_scores, tuned),
         },
     }
     return runs.finish(out, config, data, report, student)
+
+
+def notes_on(part, classes):
+    """What to know of the scores of a partition -> sentences"""
+    held, notes = {label for *_, label in part.events}, []
+    if part.name == "validation":
+        notes.append("public evaluation is absent: these are scores of validation, where thresholds were chosen too")
+    if not held:
+        notes.append(f"{part.name} holds no event: no score is defined")
+    elif absent := ", ".join(label for label in classes if label not in held):
+        notes.append(f"{part.name} holds no {absent}: no part of EBF1 and PSDS, false ones count in CBF1 and SBF1")
+    if len(classes) == 1:
+        notes.append("of one class PSDS has neither cross-triggers nor a spread between classes")
+    return notes
 
 
 def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
@@ -593,8 +604,8 @@ def config_of(args):
     return config, Path(args.out or "runs/" + "-".join(name)), why
 
 
-def load_data(root, visual, out, log):
-    """The DataSet in the folder `root`, or toy data where it is None"""
+def load_data(root, visual, out, log, batch_size=(1, 1, 1)):
+    """The DataSet in the folder `root`, or toy data where it is None. Lists with no share of the batch may be absent"""
     log(f"data   {root or 'data/toy'}")
     if root is None:
         from extras.toy import make_toy
@@ -603,7 +614,8 @@ def load_data(root, visual, out, log):
         make_toy(root)
         log("       TOY DATA: these scores are not comparable with the paper.")
         log("       Use --data DIR for DCASE 2020 (README, 'Real data').")
-    return features.load_dataset(root, visual, plumbing.cache_folder(Path(root), out.parent), log)
+    needed = [name for name, size in zip(features.TRAINING, batch_size) if size] + ["validation"]
+    return features.load_dataset(root, visual, plumbing.cache_folder(Path(root), out.parent), log, needed)
 
 
 def complete_run(config, data, out, device, log):
@@ -632,7 +644,7 @@ def run(args):
     threads = torch.get_num_threads()
     threads = f"{threads} thread{'s' * (threads > 1)}"
     log(f"torch {torch.__version__} | {device.type}, {threads} | seed {config.seed} | {out}")
-    data = load_data(args.data, config.visual, out, log)
+    data = load_data(args.data, config.visual, out, log, config.batch_size)
     if config.visual:
         log(f"       acoustic weight in training: {config.train_weight}, {why}")
     with runs.alone_in(out):
@@ -647,8 +659,9 @@ def row(config, report):
     heading = f"{'':32} {'weights':20}" + "".join(f"{name:>8}" for name in SCORES)
     weights = encoder_weights(report["infer_weight"], len(config.visual))
     text = f"{' + '.join((config.base, *config.visual)):32} {weights:20}"
-    text += "".join(f"{as_printed(name, report['scores']['public'][name]):>8}" for name in SCORES)
-    return f"{heading}\n{text}"
+    scores = report["scores"].get("public") or report["scores"]["validation"]
+    text += "".join(f"{as_printed(name, scores[name]):>8}" for name in SCORES)
+    return "\n".join([heading, text, *(f"note   {note}" for note in report.get("notes", ()))])
 
 
 def as_printed(name, score):

@@ -288,7 +288,7 @@ def main(arguments=None):
             return
         device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
         log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads")
-        data = load_data(args.data, args.visual, Path("runs/benchmark"), log)
+        data = load_data(args.data, args.visual, Path("runs/benchmark"), log, args.batch_size)
         train_weight = 0.5 if args.visual else 1.0
         config = Config(
             args.data or "data/toy", tuple(args.visual), args.base, train_weight, 1.0,

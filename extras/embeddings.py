@@ -19,6 +19,7 @@ import argparse
 import shutil
 import subprocess
 import time
+import unicodedata
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,8 @@ import torch  # isort: skip
 from torch import nn
 from torch.nn import functional
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, check_stems, fit_clip, read_mono, recording
+from features import read_unlabelled
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
 SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
@@ -415,26 +417,32 @@ def find_video(folder, filename):
         places.append((youtube_id, start, end - start))
     for name, start, seconds in places:
         for suffix in VIDEO_SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file():
-                return folder / f"{name}{suffix}", start, seconds
+            for form in ("NFC", "NFD"):  # Unicode's two spellings of an umlaut
+                path = folder / unicodedata.normalize(form, f"{name}{suffix}")
+                if path.is_file():
+                    return path, start, seconds
     return None
 
 
 def inventory(root, streams, log):
     """Log what there is of each partition; -> {clip stem: (path, start, seconds)} of the listed clips with a video"""
-    tables = {name: root / "metadata" / table for name, (table, _) in PARTITIONS.items()}
-    if any(table.exists() for table in tables.values()):  # extras/boes2019.py needs three of them
-        tables = {name: table for name, table in tables.items() if table.exists()}
-    listed, videos = {name: read_unlabelled(table) for name, table in tables.items()}, {}
-    for name in listed:
-        folder = PARTITIONS[name][1]
-        found = {Path(f).stem: video for f in listed[name] if (video := find_video(root / "video", f))}
-        counts = {"audio": sum((root / "audio" / folder / f).is_file() for f in listed[name]), "video": len(found)}
+    there = {stream: plumbing.files_in(root / "visual" / stream) for stream in streams}
+    videos, seen = {}, []
+    for name, rows in plumbing.read_layout(root, PARTITIONS).items():
+        paths = {}
+        for table, folder in rows:
+            on_disk = plumbing.files_in(folder)
+            names = read_unlabelled(table) if table else filter(plumbing.is_sound, on_disk)
+            paths |= {f: on_disk.get(f, folder / f) for f in names}
+        found = {f: video for f in paths if (video := find_video(root / "video", f))}
+        counts = {"audio": sum(path.is_file() for path in paths.values()), "video": len(found)}
         for stream in streams:
-            counts[stream] = sum((root / "visual" / stream / f"{Path(f).stem}.npy").is_file() for f in listed[name])
+            counts[stream] = sum(f"{plumbing.stem(f)}.npy" in there[stream] for f in paths)
         counts = "".join(f", {count:5d} with {what}" for what, count in counts.items())
-        log(f"       {name:10} {len(listed[name]):5d} listed{counts}")
-        videos.update(found)
+        log(f"       {name:10} {len(paths):5d} listed{counts}")
+        seen += [paths[f] for f in found]
+        videos |= {plumbing.stem(f): video for f, video in found.items()}
+    check_stems(seen, {stem: path for stem, (path, *_) in videos.items()})
     return videos
 
 
@@ -479,12 +487,14 @@ def extract_sound(root, weights, device="auto", log=print):
     weights: file. Files that exist are left alone; sound that cannot be decoded is logged at the end and gets no file.
     """
     root, device = Path(root), choose_device(device)
-    folders = [root / "audio" / folder for _, folder in PARTITIONS.values()]
-    sounds = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.is_file()]
+    folders = dict.fromkeys(folder for rows in plumbing.read_layout(root, PARTITIONS).values() for _, folder in rows)
+    on_disk = [file for folder in folders for file in sorted(plumbing.files_in(folder).items())]
+    sounds = [path for name, path in on_disk if plumbing.is_sound(name)]
     if not sounds:
-        raise InputError(f"{root / 'audio'}: no sound in the folders of any list; the README shows the layout")
+        raise InputError(f"{root}: no sound in the folders of any list; the README shows the layout")
     network = load_network("vggish", weights, device)
-    targets = {path: root / "sound" / "vggish" / f"{path.stem}.npy" for path in sounds}
+    targets = {path: root / "sound" / "vggish" / f"{plumbing.stem(path)}.npy" for path in sounds}
+    check_stems(sounds, {plumbing.stem(path): target for path, target in targets.items()})
     todo = [path for path in sounds if not targets[path].exists()]
     broken, started = [], time.monotonic()
     for done, path in enumerate(todo, 1):

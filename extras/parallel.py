@@ -51,7 +51,7 @@ def run(args):
     log(f"torch {torch.__version__} | {device.type}, {RANKS} ranks | seed {config.seed} | {out}")
     if RANK > 0:
         dist.barrier()  # the first rank fills the cache, the others find it filled
-    data = train.load_data(args.data, config.visual, out, log)
+    data = train.load_data(args.data, config.visual, out, log, config.batch_size)
     if RANK == 0:
         dist.barrier()
         with runs.alone_in(out):

@@ -13,6 +13,8 @@ Every file that imports torch imports this one before it: how threads wait must 
 """
 
 import argparse
+import csv
+import filecmp
 import functools
 import hashlib
 import io
@@ -24,6 +26,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 import uuid
 import warnings
 import zipfile
@@ -45,6 +48,7 @@ import torch  # noqa: E402
 
 MACHINE = platform.node()  # the number of a process means nothing on another machine
 PRINTS = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, the first one
+SOUND_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64 .rf64".split()
 RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
 
 
@@ -314,9 +318,13 @@ def in_chunks(function, items, label, log, size=50):
 
 
 def read_table(path, columns):
-    """Rows of a TSV file: a list of (place, [cells of the wanted columns]); place is "file, line 7" for messages"""
+    """Rows of a TSV file: a list of (place, [cells of the wanted columns]); place is "file, line 7" for messages.
+
+    Text is in Unicode's form NFC, as in `files_in`: an "ü" is one whether it was typed as one character or as two.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # utf-8-sig: a byte order mark is no text
+        text = Path(path).read_text(encoding="utf-8-sig")  # utf-8-sig: a byte order mark is no text
+        lines = unicodedata.normalize("NFC", text).split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -335,9 +343,29 @@ def read_table(path, columns):
         if len(cells) > len(header):
             raise InputError(f"{place}: {len(cells)} columns where the header has {len(header)}; correct the tabs")
         if not cells[where[0]]:
-            raise InputError(f"{place}: empty {columns[0]}; name the clip or delete the row")
+            raise InputError(f"{place}: empty {columns[0]}; fill it in, or delete the row")
         rows.append((place, [cells[i] for i in where]))
     return rows
+
+
+def read_labels(place, cell, separator=","):
+    """Labels in a cell, as the csv module reads them: 'Car,"Air horn, truck horn"' -> two"""
+    try:
+        labels = next(csv.reader([cell], delimiter=separator, strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"{place}: {cell} is not a list of labels ({error}); correct the quotation marks") from None
+    for label in labels:
+        if label.startswith(" ") or '"' in label:
+            remedy = 'take it out, or put a label that holds a comma into quotation marks: "Air horn, truck horn"'
+            raise InputError(f"{place}: {label!r} has a space in front, or a quotation mark; {remedy}")
+    return [label.strip() for label in labels]
+
+
+def join_labels(labels):
+    """The cell that read_labels reads"""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(labels)
+    return text.getvalue()
 
 
 def parse_number(text):
@@ -354,7 +382,74 @@ def check_filename(place, name):
     return name
 
 
+MAY_BE_ABSENT = "lists may lack where --batch-size gives them 0, but not validation, where thresholds are chosen"
+
+
+def read_layout(root, partitions, needed=()):
+    """Where lists and audio of a data set are -> dict of partition -> [(table, folder)], of those that have a list.
+
+    partitions: name -> the same pair in root/metadata and root/audio. Where root/partitions.tsv stands, it takes their
+    place: columns partition, table, folder, relative to root; several rows of a partition are joined; an empty table
+    means all sound files of the folder, for unlabelled clips only.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; a data set has sub-folders audio and metadata (README, 'Real data')")
+    path, layout = root / "partitions.tsv", {}
+    # A metadata folder alone is read too (the official repository hands it out like that): all audio is missing then.
+    alone = (root / "train").is_dir() and not (root / "metadata").is_dir()
+    metadata = root if alone else root / "metadata"
+    if path.exists():
+        for place, (name, *pair) in read_table(path, ("partition", "table", "folder")):
+            if name not in partitions:
+                raise InputError(f"{place}: no partition is called {name!r}; there are {', '.join(partitions)}")
+            if not pair[0] and name != "unlabelled":
+                raise InputError(f"{place}: {name} clips have labels; name their table")
+            table, folder = (cell and inside(root, place, cell) for cell in pair)
+            if table and not table.is_file() or not folder or not folder.is_dir():
+                missing = f"file {table}" if table and not table.is_file() else f"folder {folder or pair[1]!r}"
+                raise InputError(f"{place}: there is no {missing}; correct the row, or take it out")
+            if (table, folder) in layout.setdefault(name, []):
+                raise InputError(f"{place}: repeats an earlier row; take one of them out")
+            layout[name].append((table, folder))
+    else:
+        for name, (table, folder) in partitions.items():
+            if (metadata / table).exists():
+                layout[name] = [(metadata / table, root / "audio" / folder)]
+    for name in needed:
+        if name not in layout:
+            missing = f"{metadata / partitions[name][0]}: no such file"
+            raise InputError(f"{f'{path}: no row of {name}' if path.exists() else missing}; {MAY_BE_ABSENT}")
+    return layout
+
+
+def inside(folder, place, name):
+    """A path from a table, relative to a folder -> the whole path, which lies inside"""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or re.search(r"[\\\0]", name):
+        raise InputError(f"{place}: {name!r} is not a path inside {folder}; give it relative to that, with / and no ..")
+    return folder / name
+
+
+def files_in(folder):
+    """dict of name (NFC, see `read_table`) -> path, of all files in a folder; none where there is no folder"""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return {unicodedata.normalize("NFC", entry.name): folder / entry.name for entry in entries if entry.is_file()}
+
+
+def same_bytes(path, other):
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
+def stem(path):
+    """A file's name without its suffix, NFC"""
+    return unicodedata.normalize("NFC", Path(path).stem)
+
+
 # --- sound files -----------------------------------------------------------------------------------------------------
+
+
+def is_sound(name):
+    """By its suffix. Names that begin with a dot are of the system's own files"""
+    return not name.startswith(".") and Path(name).suffix.lower() in SOUND_SUFFIXES
 
 
 @contextmanager

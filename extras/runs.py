@@ -214,7 +214,7 @@ def check_report(report, path, scores, audio_weights=()):
         if report["config"]["visual"] and not {str(weight) for weight in audio_weights} <= by_weight.keys():
             raise ValueError("acoustic weights")
         for parts in by_weight.values():
-            for part in (parts["validation"], parts["public"], *parts.values()):
+            for part in (parts["validation"], *parts.values()):
                 if not all(part[name] is None or 0 <= part[name] <= 1 for name in scores):
                     raise ValueError("a score")
         if report["scores"] != by_weight[str(report["infer_weight"])]:
@@ -251,7 +251,7 @@ def write_tags(path, filenames, classes, tags):
     """Tags (N, C) bool -> a table of clip labels: filename, event_labels"""
     lines = ["filename\tevent_labels"]
     for name, active in zip(filenames, tags):
-        lines.append(f"{name}\t{','.join(label for label, on in zip(classes, active) if on)}")
+        lines.append(f"{name}\t{plumbing.join_labels(label for label, on in zip(classes, active) if on)}")
     plumbing.write_text(path, "\n".join(lines))
 
 

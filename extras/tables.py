@@ -21,7 +21,7 @@ from pathlib import Path
 import train
 from extras import plots, plumbing, runs, toy
 from extras.plumbing import FOREIGN, InputError, clock, write_text
-from features import read_partitions
+from features import PARTITIONS, read_partitions
 from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config
 
 # Boes 2022, Tables 5 to 8: base, streams, acoustic weight in training and at inference, (Table 7: part of the
@@ -125,12 +125,15 @@ def make_table(args, device, log, wait):
     out = Path(args.out or f"runs/tables-{root.resolve().name}")
     streams = list(dict.fromkeys(stream for row in rows for stream in row.visual))
     if args.data:
-        read_partitions(root)  # where the tables are wrong, no folder is made
+        partitions, _ = read_partitions(plumbing.read_layout(root, PARTITIONS, ("validation", "public")))
+        if not len(partitions["public"]):  # where the lists are wrong, no folder is made
+            raise InputError(f"{root}: has no clip of public evaluation, of which these tables are; add some")
     with runs.claimed(out, wait=True):  # one process fills the cache, the others find it filled
         if not args.data:
             toy.make_toy(root)
         there = [stream for stream in streams if (root / "visual" / stream).is_dir()]
-        data = train.load_data(args.data, there, out, log)  # all streams, for every run to be split by them in Table 7
+        # all streams, for every run to be split by them in Table 7
+        data = train.load_data(args.data, there, out, log, args.batch_size)
     for stream in sorted({*streams} - {*there}):
         log(f"note   no {root}/visual/{stream}: its rows are left out")
     rows = [row for row in rows if {*row.visual} <= {*there} and args.base in (None, row.base)]

@@ -18,7 +18,7 @@ import numpy as np
 import features
 from extras import plumbing
 from extras.plumbing import InputError
-from features import PARTITIONS, read_strong, read_visual, read_weak, recording, visual_stems
+from features import PARTITIONS, check_stems, not_tested, read_lists, read_visual, visual_files
 
 LISTS = {"training": ("strong", "weak"), "validation": ("validation",), "public": ("public",)}  # part: its lists
 
@@ -34,6 +34,7 @@ class Part:
     audio: np.ndarray = None  # (N, ...) what `hear` makes of each, memory-mapped
     video: np.ndarray = None  # (N, ...) what `see` makes of each clip's vectors, memory-mapped; zeros without video
     present: np.ndarray = None  # (N,) bool: the clip has video
+    paths: list = None  # N, of the audio; where vectors are heard, it need not be there
 
 
 def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
@@ -48,14 +49,15 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     root, cache = Path(root), Path(cache)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; --data wants one with the sub-folders audio and metadata")
-    classes, parts = read_parts(root, sound)
+    classes, parts = read_parts(root, sound, log)
     folder, example = root / "visual" / (visual or ""), None
-    stems = visual_stems(folder) if visual else set()
+    files = visual_files(folder) if visual else {}
+    check_stems([path for part in parts.values() for path in part.paths], files)
     for name, part in parts.items():
         part.audio = gather(f"{hear.__name__} of {name}", part.sounds, hear, cache, log)
         part.present, count = np.zeros(len(part.sounds), bool), ""
         if visual:
-            paths = [folder / f"{Path(f).stem}.npy" if Path(f).stem in stems else None for f in part.filenames]
+            paths = [files.get(plumbing.stem(f)) for f in part.filenames]
             nothing = f"{folder}: no vectors of finite numbers for any clip of {name} with a label"
             if not any(paths):
                 raise InputError(f"{nothing}; make them, or name another stream")
@@ -72,49 +74,43 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     return classes, parts
 
 
-def read_parts(root, sound):
+def read_parts(root, sound, log=print):
     """The lists, and which of their clips are on disk -> sorted class names, dict of Part, features still empty"""
-    labels, places, parts = {}, {}, {}  # filename -> classes and path of its sound
+    layout = plumbing.read_layout(root, PARTITIONS, ("validation", "public"))
+    vectors = {} if sound == "audio" else plumbing.files_in(root / sound)
+    listed = {}  # part -> a row for each clip of each list: (filename, labels, path of its audio, path of what is heard)
     for name, lists in LISTS.items():
-        labels[name], places = {}, {}
-        for partition in lists:
-            table, folder = PARTITIONS[partition]
-            if partition == "strong" and not (root / "metadata" / table).exists():
-                continue
-            for filename, tags in read_tags(root / "metadata" / table).items():
-                labels[name][filename] = tags
-                if sound == "audio":
-                    places[filename] = root / "audio" / folder / filename
-                else:
-                    places[filename] = root / sound / f"{Path(filename).stem}.npy"
-        here = [filename for filename in labels[name] if places[filename].is_file()]
-        parts[name] = Part(len(labels[name]), here, None, [places[filename] for filename in here])
-
-    # ours: no training clip may be a test clip under another name
-    train = parts["training"]
-    tested = {recording(f) for name in ("validation", "public") for f in parts[name].filenames} - {None}
-    kept = [i for i, filename in enumerate(train.filenames) if recording(filename) not in tested]
-    train.filenames, train.sounds = [train.filenames[i] for i in kept], [train.sounds[i] for i in kept]
-
-    classes = sorted(set().union(*labels["training"].values()))
-    for name, part in parts.items():
-        if unknown := sorted(set().union(*(labels[name][f] for f in part.filenames)) - {*classes}):
+        listed[name] = []
+        for table, folder in [pair for partition in lists for pair in layout.get(partition, ())]:
+            paths, tags, _ = read_lists("weak" if has_clip_labels(table) else "strong", [(table, folder)])
+            for f, path in paths.items():
+                heard = path if sound == "audio" else vectors.get(f"{plumbing.stem(f)}.npy")
+                listed[name].append((f, tags[f], path, heard))
+    classes = sorted(set().union(*(tags for _, tags, *_ in listed["training"])))
+    found = {name: [row for row in rows if row[-1] and row[-1].is_file()] for name, rows in listed.items()}
+    tests = [path for name in ("validation", "public") for _, _, path, _ in found[name]]
+    kept = not_tested([path for _, _, path, _ in found["training"]], tests)
+    if not kept.all():
+        log(f"       training   {sum(~kept):5d} left out, the same recording is in validation or public")
+        found["training"] = [row for row, keep in zip(found["training"], kept) if keep]
+    parts = {}
+    for name, rows in found.items():
+        if unknown := sorted(set().union(*(tags for _, tags, *_ in rows)) - {*classes}):
             raise InputError(f"{root}/metadata: the class {unknown[0]!r} of {name} is in no training clip; correct it")
-        part.tags = np.array([[c in labels[name][f] for c in classes] for f in part.filenames], bool)
-        if not part.tags.any():
-            raise InputError(f"{root}/{sound}: of {part.listed} clips listed for {name}, none with a label is there")
+        filenames, labels, paths, sounds = map(list, zip(*rows)) if rows else ([], [], [], [])
+        tags = np.array([[c in of_clip for c in classes] for of_clip in labels], bool)
+        if not tags.any():
+            listed_here = f"of {len(listed[name])} clips listed for {name}, none with a label is there"
+            raise InputError(f"{root}/{sound}: {listed_here}")
+        parts[name] = Part(len(listed[name]), filenames, tags, sounds, paths=paths)
+    if sound != "audio":
+        check_stems([path for part in parts.values() for path in part.paths], vectors)
     return classes, parts
 
 
-def read_tags(path):
-    """Table of events, or of `filename, event_labels` -> dict of filename -> set of labels"""
-    if path.is_file() and b"event_labels" in path.read_bytes().split(b"\n")[0]:
-        return read_weak(path)
-    filenames, events = read_strong(path)
-    tags = {filename: set() for filename in filenames}
-    for filename, _, _, label in events:
-        tags[filename].add(label)
-    return tags
+def has_clip_labels(table):
+    """Does a table have the column event_labels, and no times?"""
+    return b"event_labels" in table.read_bytes().split(b"\n")[0]
 
 
 def gather(label, paths, read, cache, log):

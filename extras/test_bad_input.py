@@ -108,7 +108,7 @@ BAD = {
     r"weak\.tsv: cannot be read as text": bytes_at(WEAK, b"\xff\xfe\x00"),
     r"weak\.tsv, line 2: .* not a plain file name": bytes_at(WEAK, f"{WEAK_HEADER}\n../a.wav\tDog".encode()),
     r"weak\.tsv: hold no label": without_labels,
-    "the list of 'public' is empty": bytes_at("metadata/eval/public.tsv", STRONG_HEADER.encode()),
+    "the list of 'validation' is empty": bytes_at("metadata/validation/validation.tsv", STRONG_HEADER.encode()),
     r"audio/eval/public: none of the 3 clips": lambda root: shutil.rmtree(root / "audio/eval"),
     r"w2\.wav: holds no audio": sound(np.zeros(0)),
     r"w2\.wav: holds samples that are not finite": sound(np.full(100, np.nan)),

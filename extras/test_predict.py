@@ -352,8 +352,8 @@ def test_a_clip_gets_the_events_that_its_run_gives_it(tmp_path, capsys):
     durations = dict(zip(public.filenames, public.durations.tolist()))
     wanted = metrics.scores_to_events(scores, public.filenames, data.classes, threshold, 1, FRAME_HOP, durations)
     capsys.readouterr()
-    for clip in public.filenames:
-        run(path, public.folder / clip, "--visual-file", root / "visual/openl3" / f"{Path(clip).stem}.npy")
+    for clip, sound in zip(public.filenames, public.paths):
+        run(path, sound, "--visual-file", root / "visual/openl3" / f"{Path(clip).stem}.npy")
         rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
         got = [(name, float(onset), float(offset), label) for name, onset, offset, label in rows]
         assert got and sorted(got) == sorted((n, round(a, 4), round(b, 4), c) for n, a, b, c in wanted if n == clip)

@@ -37,12 +37,12 @@ def test_clips_of_the_strong_and_weak_lists(tmp_path):
     assert not train.video[:4].any() and np.array_equal(train.video[4:], weak.visual["openl3"][:, :3])
     assert any("training       8 listed,     8 found,     4 with openl3" in line for line in lines)
     assert parts["public"].filenames == public.filenames and np.array_equal(parts["public"].tags, public.tags)
-    heard = [loudness(public.folder / f) for f in public.filenames]
+    heard = [loudness(path) for path in public.paths]
     assert np.array_equal(parts["public"].audio, heard)
     # once more, never with what is out of date: vectors that are no numbers, a sound that is gone
     rotten = weak.filenames[2]
     np.save(root / f"visual/openl3/{rotten[:-4]}.npy", np.full((64, 6), np.nan, np.float16))
-    (public.folder / public.filenames[0]).unlink()
+    public.paths[0].unlink()
     _, parts = load(root)
     assert parts["training"].present.tolist() == [False] * 4 + [f != rotten for f in weak.filenames]
     assert parts["public"].filenames == public.filenames[1:] and np.array_equal(parts["public"].audio, heard[1:])
