@@ -436,14 +436,15 @@ def add_log_mel(part, cache, log):
 
 
 def say_what_lies_behind(part, log):
-    """Log how many clips are cut, and how many events lie where nothing is heard. A frame more or less is no matter"""
-    cut = {f for f, seconds in part.seconds.items() if seconds > CLIP_SECONDS + FRAME_HOP}
+    """Log how many clips are cut, how many events lie where nothing is heard. A frame more or less does not count"""
+    limit, ends = CLIP_SECONDS + FRAME_HOP, dict(zip(part.filenames, part.durations + FRAME_HOP))
+    cut = {f for f, seconds in zip(part.filenames, part.durations) if seconds > limit}
     if cut:
-        lost = sum(f in cut and offset > CLIP_SECONDS + FRAME_HOP for f, _, offset, _ in part.events)
-        what = f"{len(cut):5d} last over {CLIP_SECONDS} s; {lost} of {len(part.events)} events begin or end behind that"
-        log(f"       {part.name:10} {what}, and are not learned or found")
-    if beyond := sum(offset > part.seconds[f] + FRAME_HOP for f, _, offset, _ in part.events):
-        log(f"       {part.name:10} {beyond:5d} of {len(part.events)} events begin or end behind the end of their sound")
+        lost = sum(f in cut and offset > limit for f, _, offset, _ in part.events)
+        what = f"{len(cut):5d} last over {CLIP_SECONDS} s: {lost} of {len(part.events)} events begin or end"
+        log(f"       {part.name:10} {what} behind that, and are not learned or found")
+    if beyond := sum(offset > ends[f] for f, _, offset, _ in part.events):
+        log(f"       {part.name:10} {beyond:5d} of {len(part.events)} events begin or end behind their sound's end")
 
 
 def add_visual(part, stream, files, example, cache, log):

@@ -493,7 +493,7 @@ def test_tables_as_they_are(tmp_path):
     other = written(tmp_path, "x\toffset\tevent_label\tfilename\tonset", "1\t2.5\tDog\ta.wav\t1.5")
     assert features.read_strong(other) == (["a.wav"], [("a.wav", 1.5, 2.5, "Dog")])
     assert features.read_strong(written(tmp_path, STRONG_HEADER)) == ([], [])
-    weak = written(tmp_path, WEAK_HEADER, "a.wav\tDog,Cat, Dog ,", "b.wav", "a.wav\tFox")
+    weak = written(tmp_path, WEAK_HEADER, "a.wav\tDog,Cat,Dog ,", "b.wav", "a.wav\tFox")
     assert features.read_weak(weak) == {"a.wav": {"Cat", "Dog", "Fox"}, "b.wav": set()}
     assert features.read_unlabelled(written(tmp_path, "filename", "b.wav", "a.wav", "b.wav")) == ["b.wav", "a.wav"]
 

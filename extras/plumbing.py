@@ -404,10 +404,11 @@ def read_layout(root, partitions, needed=()):
                 raise InputError(f"{place}: no partition is called {name!r}; there are {', '.join(partitions)}")
             if not pair[0] and name != "unlabelled":
                 raise InputError(f"{place}: {name} clips have labels; name their table")
-            table, folder = (cell and inside(root, place, cell) for cell in pair)
-            if table and not table.is_file() or not folder or not folder.is_dir():
-                missing = f"file {table}" if table and not table.is_file() else f"folder {folder or pair[1]!r}"
-                raise InputError(f"{place}: there is no {missing}; correct the row, or take it out")
+            table, folder = inside(root, place, pair[0]) if pair[0] else None, inside(root, place, pair[1])
+            if table and not table.is_file():
+                raise InputError(f"{place}: there is no file {table}; correct the row, or take it out")
+            if not folder.is_dir():
+                raise InputError(f"{place}: there is no folder {folder}; correct the row, or take it out")
             if (table, folder) in layout.setdefault(name, []):
                 raise InputError(f"{place}: repeats an earlier row; take one of them out")
             layout[name].append((table, folder))

@@ -77,14 +77,14 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
 def read_parts(root, sound, log=print):
     """The lists, and which of their clips are on disk -> sorted class names, dict of Part, features still empty"""
     layout = plumbing.read_layout(root, PARTITIONS, ("validation", "public"))
-    vectors = {} if sound == "audio" else plumbing.files_in(root / sound)
-    listed = {}  # part -> a row for each clip of each list: (filename, labels, path of its audio, path of what is heard)
+    vectors = {plumbing.stem(path): path for path in plumbing.files_in(root / sound).values()}
+    listed = {}  # part -> for each clip of each list: (filename, labels, path of its audio, path of what is heard)
     for name, lists in LISTS.items():
         listed[name] = []
         for table, folder in [pair for partition in lists for pair in layout.get(partition, ())]:
             paths, tags, _ = read_lists("weak" if has_clip_labels(table) else "strong", [(table, folder)])
             for f, path in paths.items():
-                heard = path if sound == "audio" else vectors.get(f"{plumbing.stem(f)}.npy")
+                heard = path if sound == "audio" else vectors.get(plumbing.stem(f))
                 listed[name].append((f, tags[f], path, heard))
     classes = sorted(set().union(*(tags for _, tags, *_ in listed["training"])))
     found = {name: [row for row in rows if row[-1] and row[-1].is_file()] for name, rows in listed.items()}

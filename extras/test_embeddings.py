@@ -741,7 +741,7 @@ def test_bad_flags_of_extract(videos, flags, message, capsys):
 def test_extract_without_videos_or_data_gets_one_line(videos, tmp_path, capsys):
     root, _ = videos
     shutil.rmtree(root / "video")
-    no_video, no_data = "video: no video of any listed clip", "soundscapes.tsv: no such file"
+    no_video, no_data = "video: no video of any listed clip", "no: no such folder"
     for folder, message in ((root, no_video), (tmp_path / "no", no_data)):
         error = refused(capsys, "extract", folder, "--visual", "tce", "--weights", "r.pth")
         assert message in error and error.count("\n") == 1
