@@ -317,7 +317,8 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
         untimed = ", ".join(sorted({*classes} - timed))
         log(f"       in weak clips alone: {untimed}; each strong clip teaches that they are absent")
     for stream in visual:
-        check_stems([path for part in partitions.values() for path in part.paths], files[stream])
+        sounds = [path for part in partitions.values() for path in part.paths]
+        plumbing.check_stems(sounds, files[stream], recording)
 
     keys = []
     for part in partitions.values():
@@ -381,39 +382,10 @@ def drop_tested_clips(partitions, log):
     """Take out those training clips that are also test clips"""
     tests = [path for name in TESTS for path in partitions[name].paths]
     for name in TRAINING:
-        kept = not_tested(partitions[name].paths, tests)
+        kept = plumbing.not_tested(partitions[name].paths, tests, recording)
         if not kept.all():
             log(f"       {name:10} {np.sum(~kept):5d} left out, the same recording is in validation or public")
             partitions[name] = subset(partitions[name], kept)
-
-
-def not_tested(paths, tests):
-    """Which of the training clips are no test clips: (N,) bool; arguments are paths of sound.
-
-    ours: clips of one recording are the same (one is known in DCASE 2020: unlabelled YWP8aI1IXNCQ_0.000_5.000 is public
-    WP8aI1IXNCQ_0_5), and clips of one name. A number is no name: many data sets number the clips of each list anew.
-    """
-    known, kept = {}, []
-    for path in tests:
-        known.setdefault(recording(path.name) or plumbing.stem(path), []).append(path)
-    for path in paths:
-        same = known.get(recording(path.name) or plumbing.stem(path), [])
-        if path.stem.isdecimal():
-            same = [other for other in same if plumbing.same_bytes(path, other)]
-        kept.append(not same)
-    if paths and not any(kept):
-        raise InputError(f"{path} and {same[0]}: by its name one clip, and so are all of this list; rename them")
-    return np.array(kept, bool)
-
-
-def check_stems(paths, files):
-    """InputError where a file of a stream (dict of stem -> path) would be that of two clips; paths: of their sound"""
-    first = {}
-    for path in paths:
-        stem = plumbing.stem(path)
-        other = first.setdefault(stem, path)
-        if stem in files and not (path == other or recording(path.name) or plumbing.same_bytes(path, other)):
-            raise InputError(f"{other} and {path}: two clips, but one {files[stem]}; give each a name of its own")
 
 
 def add_log_mel(part, cache, log):

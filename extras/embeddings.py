@@ -34,8 +34,7 @@ import torch  # isort: skip
 from torch import nn
 from torch.nn import functional
 
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, check_stems, fit_clip, read_mono, recording
-from features import read_unlabelled
+from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
 SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
@@ -442,7 +441,7 @@ def inventory(root, streams, log):
         log(f"       {name:10} {len(paths):5d} listed{counts}")
         seen += [paths[f] for f in found]
         videos |= {plumbing.stem(f): video for f, video in found.items()}
-    check_stems(seen, {stem: path for stem, (path, *_) in videos.items()})
+    plumbing.check_stems(seen, {stem: path for stem, (path, *_) in videos.items()}, recording)
     return videos
 
 
@@ -494,7 +493,7 @@ def extract_sound(root, weights, device="auto", log=print):
         raise InputError(f"{root}: no sound in the folders of any list; the README shows the layout")
     network = load_network("vggish", weights, device)
     targets = {path: root / "sound" / "vggish" / f"{plumbing.stem(path)}.npy" for path in sounds}
-    check_stems(sounds, {plumbing.stem(path): target for path, target in targets.items()})
+    plumbing.check_stems(sounds, {plumbing.stem(path): target for path, target in targets.items()}, recording)
     todo = [path for path in sounds if not targets[path].exists()]
     broken, started = [], time.monotonic()
     for done, path in enumerate(todo, 1):

@@ -436,13 +436,45 @@ def files_in(folder):
     return {unicodedata.normalize("NFC", entry.name): folder / entry.name for entry in entries if entry.is_file()}
 
 
-def same_bytes(path, other):
-    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
-
-
 def stem(path):
     """A file's name without its suffix, NFC"""
     return unicodedata.normalize("NFC", Path(path).stem)
+
+
+# --- which clips are one ----------------------------------------------------------------------------------------------
+# paths: of clips' sound, which need not be there; recording: function of a file name -> what it is cut from, or None
+
+
+def not_tested(paths, tests, recording):
+    """Which of the training clips are no test clips: (N,) bool.
+
+    ours: clips of one recording are the same (one is known in DCASE 2020: unlabelled YWP8aI1IXNCQ_0.000_5.000 is public
+    WP8aI1IXNCQ_0_5), and clips of one name. A number is no name: many data sets number the clips of each list anew.
+    """
+    known, kept = {}, []
+    for path in tests:
+        known.setdefault(recording(path.name) or stem(path), []).append(path)
+    for path in paths:
+        same = known.get(recording(path.name) or stem(path), [])
+        if path.stem.isdecimal():
+            same = [other for other in same if same_bytes(path, other)]
+        kept.append(not same)
+    if paths and not any(kept):
+        raise InputError(f"{path} and {same[0]}: by its name one clip, and so are all of this list; rename them")
+    return np.array(kept, bool)
+
+
+def check_stems(paths, files, recording):
+    """InputError where a file of a stream (dict of stem -> path) would be that of two clips"""
+    first = {}
+    for path in paths:
+        other = first.setdefault(stem(path), path)
+        if stem(path) in files and not (path == other or recording(path.name) or same_bytes(path, other)):
+            raise InputError(f"{other} and {path}: two clips, but one {files[stem(path)]}; give each a name of its own")
+
+
+def same_bytes(path, other):
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 # --- sound files -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 import features
 from extras import plumbing
 from extras.plumbing import InputError
-from features import PARTITIONS, check_stems, not_tested, read_lists, read_visual, visual_files
+from features import PARTITIONS, read_lists, read_visual, recording, visual_files
 
 LISTS = {"training": ("strong", "weak"), "validation": ("validation",), "public": ("public",)}  # part: its lists
 
@@ -52,7 +52,7 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     classes, parts = read_parts(root, sound, log)
     folder, example = root / "visual" / (visual or ""), None
     files = visual_files(folder) if visual else {}
-    check_stems([path for part in parts.values() for path in part.paths], files)
+    plumbing.check_stems([path for part in parts.values() for path in part.paths], files, recording)
     for name, part in parts.items():
         part.audio = gather(f"{hear.__name__} of {name}", part.sounds, hear, cache, log)
         part.present, count = np.zeros(len(part.sounds), bool), ""
@@ -89,7 +89,7 @@ def read_parts(root, sound, log=print):
     classes = sorted(set().union(*(tags for _, tags, *_ in listed["training"])))
     found = {name: [row for row in rows if row[-1] and row[-1].is_file()] for name, rows in listed.items()}
     tests = [path for name in ("validation", "public") for _, _, path, _ in found[name]]
-    kept = not_tested([path for _, _, path, _ in found["training"]], tests)
+    kept = plumbing.not_tested([path for _, _, path, _ in found["training"]], tests, recording)
     if not kept.all():
         log(f"       training   {sum(~kept):5d} left out, the same recording is in validation or public")
         found["training"] = [row for row, keep in zip(found["training"], kept) if keep]
@@ -104,7 +104,7 @@ def read_parts(root, sound, log=print):
             raise InputError(f"{root}/{sound}: {listed_here}")
         parts[name] = Part(len(listed[name]), filenames, tags, sounds, paths=paths)
     if sound != "audio":
-        check_stems([path for part in parts.values() for path in part.paths], vectors)
+        plumbing.check_stems([path for part in parts.values() for path in part.paths], vectors, recording)
     return classes, parts
 
 

@@ -351,9 +351,9 @@ def test_a_file_of_a_stream_is_of_one_clip(tmp_path, monkeypatch):
             shutil.copy(root / f"audio/train/synthetic20/soundscapes/{name}", root / f"audio/train/{folder}/{name}")
     shutil.rmtree(root / "audio/validation"), shutil.rmtree(root / "audio/eval")
     sounds = [path for name in features.TRAINING for path in (root / "audio" / LAYOUT[name][1]).iterdir()]
-    features.check_stems(sounds, {"001": "001.npy", "002": "002.npy"})
+    plumbing.check_stems(sounds, {"001": "001.npy", "002": "002.npy"}, features.recording)
     twice = [Path(f"{folder}/Yaaaaaaaaaaa_0.000_10.000.wav") for folder in ("weak", "unlabelled")]
-    features.check_stems(twice, {"Yaaaaaaaaaaa_0.000_10.000": "x.npy"})
+    plumbing.check_stems(twice, {"Yaaaaaaaaaaa_0.000_10.000": "x.npy"}, features.recording)
 
 
 def test_a_test_clip_is_not_trained_on(tmp_path):
