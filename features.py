@@ -15,7 +15,7 @@ of DCASE 2020 task 4, plus one folder of vectors for each visual stream:
     DIR/visual/<stream>/<clip stem>.npy               (64, D) float16 or float32; no file means no video
     DIR/cache                                         ours, safe to delete
 
-DIR/partitions.tsv says where the five lists are instead, where it stands: plumbing.read_layout.
+Where a table DIR/partitions.tsv stands, the lists and their audio are where it says: `plumbing.read_layout`.
 
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
 silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file; the statistics
@@ -28,6 +28,7 @@ C classes.
 """
 
 import functools
+import os
 import re
 from dataclasses import dataclass, field
 from math import gcd
@@ -307,13 +308,13 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
     for name in (*needed, "public"):
         part = partitions[name]
         if name in needed and not part.listed:
-            raise InputError(f"{root}: the list of '{name}' is empty; {plumbing.MAY_BE_ABSENT}")
+            raise InputError(f"{root}: the list of '{name}' is empty; {plumbing.why_needed(name)}")
         if part.listed and not part.filenames:
             listed = f"none of the {part.listed} clips listed for '{name}' is there"
             raise InputError(f"{layout[name][0][1]}: {listed}; put their audio into this folder")
     drop_tested_clips(partitions, log)
     timed = {label for *_, label in partitions["strong"].events}
-    if timed and len(timed) < len(classes):
+    if "strong" in needed and len(timed) < len(classes):
         untimed = ", ".join(sorted({*classes} - timed))
         log(f"       in weak clips alone: {untimed}; each strong clip teaches that they are absent")
     for stream in visual:
@@ -368,7 +369,7 @@ def read_partitions(layout):
     lists |= {name: read_lists(name, layout.get(name, ()), classes) for name in TESTS}
     partitions = {}
     for name, (paths, labels, events) in lists.items():
-        found = {f: path for f, path in paths.items() if path.is_file()}
+        found = {f: path for f, path in paths.items() if os.path.isfile(path)}
         part = Partition(name, [*found.values()], len(paths), [*found], [e for e in events if e[0] in found])
         if name != "unlabelled":
             part.tags = np.array([[c in labels[f] for c in classes] for f in found], bool).reshape(-1, len(classes))
@@ -413,8 +414,8 @@ def say_what_lies_behind(part, log):
     cut = {f for f, seconds in zip(part.filenames, part.durations) if seconds > limit}
     if cut:
         lost = sum(f in cut and offset > limit for f, _, offset, _ in part.events)
-        what = f"{len(cut):5d} last over {CLIP_SECONDS} s: {lost} of {len(part.events)} events begin or end"
-        log(f"       {part.name:10} {what} behind that, and are not learned or found")
+        what = f"; {lost} of {len(part.events)} events begin or end there, and are not learned or found"
+        log(f"       {part.name:10} {len(cut):5d} last over {CLIP_SECONDS} s, the rest is not heard{what if lost else ''}")
     if beyond := sum(offset > ends[f] for f, _, offset, _ in part.events):
         log(f"       {part.name:10} {beyond:5d} of {len(part.events)} events begin or end behind their sound's end")
 

@@ -16,6 +16,7 @@ Shapes: n <= 64 frames of H x W pixels, RGB; D numbers in a vector.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import time
@@ -418,7 +419,7 @@ def find_video(folder, filename):
         for suffix in VIDEO_SUFFIXES:
             for form in ("NFC", "NFD"):  # Unicode's two spellings of an umlaut
                 path = folder / unicodedata.normalize(form, f"{name}{suffix}")
-                if path.is_file():
+                if os.path.isfile(path):
                     return path, start, seconds
     return None
 
@@ -434,7 +435,7 @@ def inventory(root, streams, log):
             names = read_unlabelled(table) if table else filter(plumbing.is_sound, on_disk)
             paths |= {f: on_disk.get(f, folder / f) for f in names}
         found = {f: video for f in paths if (video := find_video(root / "video", f))}
-        counts = {"audio": sum(path.is_file() for path in paths.values()), "video": len(found)}
+        counts = {"audio": sum(map(os.path.isfile, paths.values())), "video": len(found)}
         for stream in streams:
             counts[stream] = sum(f"{plumbing.stem(f)}.npy" in there[stream] for f in paths)
         counts = "".join(f", {count:5d} with {what}" for what, count in counts.items())

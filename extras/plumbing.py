@@ -382,9 +382,6 @@ def check_filename(place, name):
     return name
 
 
-MAY_BE_ABSENT = "lists may lack where --batch-size gives them 0, but not validation, where thresholds are chosen"
-
-
 def read_layout(root, partitions, needed=()):
     """Where lists and audio of a data set are -> dict of partition -> [(table, folder)], of those that have a list.
 
@@ -417,10 +414,16 @@ def read_layout(root, partitions, needed=()):
             if (metadata / table).exists():
                 layout[name] = [(metadata / table, root / "audio" / folder)]
     for name in needed:
+        if name not in layout and path.exists():
+            raise InputError(f"{path}: no row of {name}; {why_needed(name)}")
         if name not in layout:
-            missing = f"{metadata / partitions[name][0]}: no such file"
-            raise InputError(f"{f'{path}: no row of {name}' if path.exists() else missing}; {MAY_BE_ABSENT}")
+            raise InputError(f"{metadata / partitions[name][0]}: no such file; {why_needed(name)}")
     return layout
+
+
+def why_needed(partition):
+    reasons = {"validation": "thresholds are chosen on its clips", "public": "its scores are wanted"}
+    return reasons.get(partition, "add it, or give it no share of the batch: --batch-size (README, 'Real data')")
 
 
 def inside(folder, place, name):
@@ -474,7 +477,7 @@ def check_stems(paths, files, recording):
 
 
 def same_bytes(path, other):
-    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    return os.path.isfile(path) and os.path.isfile(other) and filecmp.cmp(path, other, shallow=False)
 
 
 # --- sound files -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ columns `filename, event_labels`. So one lays out the 17 classes of DCASE 2017 t
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def read_parts(root, sound, log=print):
                 heard = path if sound == "audio" else vectors.get(plumbing.stem(f))
                 listed[name].append((f, tags[f], path, heard))
     classes = sorted(set().union(*(tags for _, tags, *_ in listed["training"])))
-    found = {name: [row for row in rows if row[-1] and row[-1].is_file()] for name, rows in listed.items()}
+    found = {name: [row for row in rows if row[-1] and os.path.isfile(row[-1])] for name, rows in listed.items()}
     tests = [path for name in ("validation", "public") for _, _, path, _ in found[name]]
     kept = plumbing.not_tested([path for _, _, path, _ in found["training"]], tests, recording)
     if not kept.all():

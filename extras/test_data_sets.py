@@ -166,7 +166,7 @@ BAD_LAYOUTS = {
     (f"weak\t{TABLE}\t{TABLE}",): "line 2: there is no folder .*weak.tsv",
     (f"weak\t{TABLE}\t{SOUNDS}",) * 2: "line 3: repeats an earlier row",
     (f"weak\t{TABLE}\t{SOUNDS}\tmore",): "line 2: 4 columns where the header has 3",
-    (f"weak\t{TABLE}\t{SOUNDS}",): ": no row of strong; lists may lack where --batch-size gives them 0",
+    (f"weak\t{TABLE}\t{SOUNDS}",): ": no row of strong; add it, or give it no share of the batch: --batch-size",
     (): ": no row of strong",
 }
 
@@ -190,7 +190,7 @@ def test_bad_partitions_get_one_line(tmp_path, capsys):
     put(root / "metadata/eval/public.tsv", STRONG_HEADER)
     (tmp_path / "empty").mkdir()
     put(root / "partitions.tsv", "partition\ttable\tfolder", *rows[:2], "unlabelled\t\tvisual", *rows[3:])
-    with pytest.raises(InputError, match="the list of 'unlabelled' is empty; lists may lack where --batch-size"):
+    with pytest.raises(InputError, match="the list of 'unlabelled' is empty; add it, or give it no share"):
         loaded(root)
     assert not len(loaded(root, needed=("strong", "weak", "validation"))[0].partitions["unlabelled"])
 
@@ -207,7 +207,7 @@ def test_lists_without_a_share_may_be_absent(sizes, tmp_path, capsys, small):
         if size == "0":
             (root / "metadata" / LAYOUT[name][0]).unlink()
     if sizes == "2 2 0":  # listed, and not there: that too is absent
-        put(root / "metadata" / LAYOUT["unlabelled"][0], "filename", "nowhere.wav")
+        put(root / "metadata" / LAYOUT["unlabelled"][0], "filename", "nowhere.wav", "long" * 99)
     flags = ["--data", root, *"--epochs 1 --batches 2 --batch-size".split(), *sizes.split()]
     run(*flags, "--out", tmp_path / "r")
     report = json.loads((tmp_path / "r/metrics.json").read_text())
@@ -227,14 +227,14 @@ def test_lists_without_a_share_may_be_absent(sizes, tmp_path, capsys, small):
     assert f"\nnote   {note}\n" in capsys.readouterr().out
     (root / "metadata/validation/validation.tsv").unlink()
     error = refused(capsys, *flags, "--out", tmp_path / "n")
-    assert re.search(r"validation\.tsv: no such file; .*not validation, where thresholds are chosen", error)
+    assert re.search(r"validation\.tsv: no such file; thresholds are chosen on its clips", error)
 
 
 def test_a_needed_list_is_missed(tmp_path, capsys):
     root = write_tiny(tmp_path / "set", streams=())
     (root / "metadata/train/unlabel_in_domain.tsv").unlink()
     error = refused(capsys, "--data", root, "--out", tmp_path / "r")
-    assert re.search(r"unlabel_in_domain\.tsv: no such file; lists may lack where --batch-size gives them 0", error)
+    assert re.search(r"unlabel_in_domain\.tsv: no such file; add it, or give it no share of the batch: --batch-size", error)
     (root / "metadata/train/synthetic20/soundscapes.tsv").unlink(), (root / "metadata/train/weak.tsv").unlink()
     with pytest.raises(InputError, match="no list: hold no label; there must be a class to learn"):
         loaded(root, needed=("validation",))
@@ -252,9 +252,9 @@ def test_what_lies_behind_ten_seconds_or_the_sound_is_counted(tmp_path):
     write_wav(root / "audio/validation/v2.wav", np.ones(160050))  # a few samples more are no long clip
     write_wav(root / "audio/train/weak/w2.wav", np.ones(170000))
     _, printed = loaded(root)
-    assert re.search("validation +1 last over 10 s: 2 of 7 events begin or end behind that, and are not", printed)
+    assert re.search("validation +1 last over 10 s, the rest is not heard; 2 of 7 events begin or end there", printed)
     assert re.search("validation +2 of 7 events begin or end behind their sound's end", printed)
-    assert re.search("weak +1 last over 10 s: 0 of 0 events", printed)
+    assert re.search("weak +1 last over 10 s, the rest is not heard\n", printed)
     assert printed.count("last over") == 2 and printed.count("behind their") == 1
 
 
