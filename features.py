@@ -304,7 +304,7 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
             n = sum(plumbing.stem(f) in files[stream] for f in part.filenames)
             line += f", {n:5d} with {stream} ({100 * n / max(len(part), 1):.1f} %)"
         log(line)
-    log(f"       {len(classes)} classes: {', '.join(classes)}")
+    log(f"       {len(classes)} classes: {plumbing.join_labels(classes, ', ')}")
     for name in (*needed, "public"):
         part = partitions[name]
         if name in needed and not part.listed:
@@ -315,7 +315,7 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
     drop_tested_clips(partitions, log)
     timed = {label for *_, label in partitions["strong"].events}
     if "strong" in needed and len(timed) < len(classes):
-        untimed = ", ".join(sorted({*classes} - timed))
+        untimed = plumbing.join_labels(sorted({*classes} - timed), ", ")
         log(f"       in weak clips alone: {untimed}; each strong clip teaches that they are absent")
     for stream in visual:
         sounds = [path for part in partitions.values() for path in part.paths]
@@ -391,19 +391,15 @@ def drop_tested_clips(partitions, log):
 
 def add_log_mel(part, cache, log):
     """Fill in part.log_mel and part.durations -> key of what is cached. speed: computed once, then memory-mapped"""
-    paths = part.paths
-    key = plumbing.fingerprint(paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
-    columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
-    if not paths:
-        part.log_mel, part.durations = (np.zeros((0, *shape), dtype) for shape, dtype in columns.values())
-        return key
+    key = plumbing.fingerprint(part.paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
 
     def read(path):
         waveform = read_mono(path)
         return log_mel(fit_clip(scale_peak(waveform))).numpy(), len(waveform) / SAMPLE_RATE
 
+    columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
     label = f"log-mel of {part.name}"
-    arrays = plumbing.cached_table(cache, f"{part.name}-log_mel", key, read, paths, columns, log, label)
+    arrays = plumbing.cached_table(cache, f"{part.name}-log_mel", key, read, part.paths, columns, log, label)
     part.log_mel, part.durations = arrays["log_mel"], arrays["durations"]
     return key
 
@@ -414,8 +410,8 @@ def say_what_lies_behind(part, log):
     cut = {f for f, seconds in zip(part.filenames, part.durations) if seconds > limit}
     if cut:
         lost = sum(f in cut and offset > limit for f, _, offset, _ in part.events)
-        what = f"; {lost} of {len(part.events)} events begin or end there, and are not learned or found"
-        log(f"       {part.name:10} {len(cut):5d} last over {CLIP_SECONDS} s, the rest is not heard{what if lost else ''}")
+        what = f"; {lost} of {len(part.events)} events begin or end there, not learned or found" if lost else ""
+        log(f"       {part.name:10} {len(cut):5d} last over {CLIP_SECONDS} s, the rest is not heard{what}")
     if beyond := sum(offset > ends[f] for f, _, offset, _ in part.events):
         log(f"       {part.name:10} {beyond:5d} of {len(part.events)} events begin or end behind their sound's end")
 

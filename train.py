@@ -526,7 +526,7 @@ def notes_on(part, classes):
         notes.append("public evaluation is absent: these are scores of validation, where thresholds were chosen too")
     if not held:
         notes.append(f"{part.name} holds no event: no score is defined")
-    elif absent := ", ".join(label for label in classes if label not in held):
+    elif absent := plumbing.join_labels((label for label in classes if label not in held), ", "):
         notes.append(f"{part.name} holds no {absent}: no part of EBF1 and PSDS, false ones count in CBF1 and SBF1")
     if len(classes) == 1:
         notes.append("of one class PSDS has neither cross-triggers nor a spread between classes")

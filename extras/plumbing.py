@@ -361,11 +361,9 @@ def read_labels(place, cell, separator=","):
     return [label.strip() for label in labels]
 
 
-def join_labels(labels):
-    """The cell that read_labels reads"""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(labels)
-    return text.getvalue()
+def join_labels(labels, between=","):
+    """The cell that read_labels reads; with ", " between them, for people"""
+    return between.join(f'"{label}"' if "," in label else label for label in labels)
 
 
 def parse_number(text):
