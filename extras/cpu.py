@@ -3,6 +3,7 @@
 `use_fast_dropout(model)` gives every `nn.Dropout` of a model a subclass that needs fewer random numbers.
 `keep_freed_memory()` asks the C library for what its name says. train.py calls both where the device is a CPU; without
 them a run computes the same (with other random numbers in dropout), and takes about a quarter more time.
+`computes_bf16(device)` tells whether bfloat16 is of use there.
 """
 
 import ctypes
@@ -46,3 +47,10 @@ def keep_freed_memory():
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, -1)  # never
+
+
+def computes_bf16(device):
+    """In hardware, be it a CPU's or a GPU's"""
+    if device.type == "cpu":
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,14 +1,15 @@
 """From video to vectors: pretrained visual networks, which stay fixed, and what they look at (Boes 2022, Sec. 3.1.2);
-and from sound to vectors: VGGish (Boes 2019, Sec. 3.2.1).
+and from sound to vectors: VGGish (Boes 2019, Sec. 3.2.1), or statistics of log-mel, which need no network.
 
     python -m extras.embeddings extract DIR --visual openl3 vgg16 --weights openl3.pt vgg16-397923af.pth
     python -m extras.embeddings extract DIR --sound vggish --weights vggish-10086976.pth
+    python -m extras.embeddings extract DIR --sound log-mel
     python -m extras.embeddings convert openl3_image_mel256_env-v0_4_0.h5 openl3.pt
 
 `extract` fills the folders DIR/visual/<network> of a data set, where features.py finds them, from its videos:
     DIR/video/<clip stem>.mp4, .mkv or .webm     the clip, already cut
     DIR/video/<YouTube id>.mp4, .mkv or .webm    the whole video; the clip's name says which seconds of it are meant
-and DIR/sound/vggish from the sound of all clips. `convert` makes a file for torch of OpenL3's weights, which are
+and DIR/sound/<name> from the sound of all clips. `convert` makes a file for torch of OpenL3's weights, which are
 published for Keras. Videos need ffmpeg. Where the files of weights are, and what was checked without them:
 extras/README.md, "Visual vectors from video" and "The 2019 transformer".
 
@@ -24,6 +25,7 @@ import unicodedata
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ import torch  # isort: skip
 from torch import nn
 from torch.nn import functional
 
+import features
 from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
@@ -191,6 +194,7 @@ NETWORKS = {  # name: (network, the file of weights that it wants)
 SOUND_NETWORKS = {
     "vggish": (VGGish, "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"),
 }
+SOUNDS = (*SOUND_NETWORKS, "log-mel")  # the latter needs no network
 
 
 def load_network(name, weights, device="cpu"):
@@ -374,7 +378,7 @@ def video_embeddings(path, name, weights, start=0.0, device="auto"):
     return clip_vectors(network, read_frames(path, start), f"{path} through {weights}")
 
 
-# --- what VGGish hears: sound -> log-mel maps -> vectors -------------------------------------------------------------
+# --- sound -> ten vectors, one for each 0.96 s ------------------------------------------------------------------------
 
 
 def vggish_log_mel(waveform):
@@ -402,6 +406,14 @@ def sound_vectors(network, path):
     # as loud as the file is: VGGish knows loudness, and log(x + 0.01) depends on it
     maps = vggish_log_mel(fit_clip(read_mono(path)))
     return network(maps.to(next(network.parameters()).device)).cpu().numpy()
+
+
+def log_mel_moments(path):
+    """Sound file -> (10, 128) float32. ours, for want of VGGish: mean and deviation of each log-mel bin over 0.96 s"""
+    log_mel = features.log_mel(features.load_audio(path)).numpy()  # (512, 64)
+    step = (np.arange(len(log_mel)) * features.HOP / SAMPLE_RATE / 0.96).astype(int)  # the last 0.4 s are in none
+    windows = [log_mel[step == k] for k in range(10)]  # 49 or 50 frames each
+    return np.stack([np.concatenate([w.mean(0), w.std(0)]) for w in windows])
 
 
 # --- all clips of a data set -----------------------------------------------------------------------------------------
@@ -481,25 +493,28 @@ def extract(root, weights, device="auto", log=print):
         log(f"       counted as missing: {error}")
 
 
-def extract_sound(root, weights, device="auto", log=print):
-    """Write root/sound/vggish/<clip stem>.npy, (10, 128) float32, for all sound files in the folders of root/audio.
+def extract_sound(root, name, weights=None, device="auto", log=print):
+    """Write root/sound/<name>/<clip stem>.npy, (10, 128) float32, for all sound files in the folders of root/audio.
 
-    weights: file. Files that exist are left alone; sound that cannot be decoded is logged at the end and gets no file.
+    name: "vggish", with its file of weights, or "log-mel". Files that exist are left alone; sound that cannot be
+    decoded is logged at the end and gets no file.
     """
-    root, device = Path(root), choose_device(device)
+    root = Path(root)
     folders = dict.fromkeys(folder for rows in plumbing.read_layout(root, PARTITIONS).values() for _, folder in rows)
     on_disk = [file for folder in folders for file in sorted(plumbing.files_in(folder).items())]
-    sounds = [path for name, path in on_disk if plumbing.is_sound(name)]
+    sounds = [path for file, path in on_disk if plumbing.is_sound(file)]
     if not sounds:
         raise InputError(f"{root}: no sound in the folders of any list; the README shows the layout")
-    network = load_network("vggish", weights, device)
-    targets = {path: root / "sound" / "vggish" / f"{plumbing.stem(path)}.npy" for path in sounds}
+    vectors_of = log_mel_moments
+    if name == "vggish":
+        vectors_of = partial(sound_vectors, load_network(name, weights, choose_device(device)))
+    targets = {path: root / "sound" / name / f"{plumbing.stem(path)}.npy" for path in sounds}
     plumbing.check_stems(sounds, {plumbing.stem(path): target for path, target in targets.items()}, recording)
     todo = [path for path in sounds if not targets[path].exists()]
     broken, started = [], time.monotonic()
     for done, path in enumerate(todo, 1):
         try:
-            vectors = sound_vectors(network, path)
+            vectors = vectors_of(path)
         except InputError as error:
             broken.append(error)
         else:
@@ -546,8 +561,9 @@ def parse_arguments(arguments):
     )
     make.add_argument("root", metavar="DIR", help="data set in the layout of DCASE 2020 task 4")
     make.add_argument("--visual", nargs="+", default=[], choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
-    make.add_argument("--sound", nargs="+", default=[], choices=SOUND_NETWORKS, metavar="NAME", help="vggish")
-    make.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one for each NAME, --visual first")
+    make.add_argument("--sound", nargs="+", default=[], choices=SOUNDS, metavar="NAME", help=", ".join(SOUNDS))
+    make.add_argument("--weights", nargs="+", default=[], metavar="FILE",
+                      help="one for each NAME but log-mel, --visual first")
     make.add_argument("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     change = commands.add_parser("convert", help="OpenL3's image network, from Keras to torch; needs h5py")
     change.add_argument("source", metavar="KERAS.h5")
@@ -555,9 +571,9 @@ def parse_arguments(arguments):
     args = parser.parse_args(arguments)
     if args.command == "extract":
         names = args.visual + args.sound
-        if not 0 < len(names) == len(args.weights) == len(set(names)):
-            parser.error("--visual and --sound take different names, and --weights one file for each of them")
-    return args
+        if not names or len(names) > len(set(names)) or len(args.weights) != len(names) - ("log-mel" in names):
+            parser.error("--visual and --sound take different names, --weights one file for each of them but log-mel")
+    return args  # fmt: skip
 
 
 def main(arguments=None):
@@ -566,8 +582,8 @@ def main(arguments=None):
         if args.command == "extract":
             if args.visual:
                 extract(args.root, dict(zip(args.visual, args.weights)), args.device)
-            if args.sound:
-                extract_sound(args.root, args.weights[-1], args.device)
+            for name in args.sound:  # the last file is VGGish's
+                extract_sound(args.root, name, args.weights[-1] if name == "vggish" else None, args.device)
         else:
             convert(args.source, args.target)
 

@@ -10,21 +10,18 @@ as "Fayek 2020".
     python -m extras.fayek2020                                  toy data, made on the spot; minutes on two cores
     python -m extras.fayek2020 --data DIR --runs 3 --ablations  Tables 2 and 4 on other data; --analysis: Figures 2-4
 
-From top to bottom as in the paper: the two networks, the ways to fuse them, data, training, scores, the command.
-What is finished stays in the run's folder, so an interrupted command goes on when it is given again.
+From top to bottom as in the paper: the two networks, the ways to fuse them, data, training, scores, the command. Clips
+and scores, which it shares with boes2019.py: tagging.py. What is finished stays in the run's folder, so an interrupted
+command goes on when it is given again.
 
 Shapes: B clips, T log-mel frames of 64 mel bins, S segments, D width of a visual vector, C classes.
 """
 
-import argparse
-import hashlib
 import json
 import math
-import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -36,29 +33,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import features
-import metrics
-from extras import cpu, plots, tagging, toy
+from extras import cpu, plots, tagging
 
 WINDOW, HOP = 256, 160  # samples, 16 ms and 10 ms (Fayek 2020, Sec. 3.1)
 SAMPLES = 1023 * HOP  # ours: 10 s of sound and 0.23 s of silence give 1,024 frames, the input of Table 1
 HIDDEN = 512  # units of every network that fuses (Fayek 2020, Sec. 3.3, 4.2)
-THRESHOLDS = np.arange(1, 100) / 100  # ours: tried for micro F1
-
-
-@dataclass(frozen=True)
-class Schedule:
-    epochs: int
-    batch: int
-    rates: tuple  # learning rates to choose from, on validation (Fayek 2020, Sec. 4.2)
-    l2: float = 0.0
-    decay: bool = False  # the rate falls to zero along half a cosine
-
-
-# ours, all of it: the paper refers to another paper. One rate, since each takes as long as all else together
-AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
-VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-FUSION = Schedule(100, 256, (1e-2, 3e-3, 1e-3, 3e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
-REGRESSION = replace(FUSION, l2=1e-5)  # Fayek 2020, Sec. 3.3; ours: as Adam's weight decay, of the bias too
 
 
 # --- the two networks (Fayek 2020, Sec. 3.1, 3.2) --------------------------------------------------------------------
@@ -221,87 +200,80 @@ def mean_vector(vectors):
     return vectors.mean(0, dtype=np.float32)
 
 
-def network_inputs(parts, device):
-    """-> what the audio and what the visual network gets: functions of a part's name and the indices of some clips
-
-    ours: both are standardised, by mel bin and by dimension, with mean and deviation of the training clips
-    """
-    training = parts["training"]
-    mel = features.mean_and_std([training.audio], [np.ones(training.audio.shape[:2], bool)])
-    vector = features.mean_and_std([training.video[:, None]], [training.present[:, None]])
-
-    def heard(part, clips):
-        return [torch.from_numpy((parts[part].audio[clips] - mel[0]) / mel[1]).to(device)]
-
-    def seen(part, clips):
-        vectors = (parts[part].video[clips] - vector[0]) / vector[1]
-        vectors[~parts[part].present[clips]] = 0  # ours: where there is no video, the visual network sees the mean
-        return [torch.from_numpy(vectors).to(device)]
-
-    return heard, seen
+def network_inputs(modality, parts, device):
+    """-> what the audio or the visual network gets: a function of a part's name and the indices of some clips"""
+    return lambda name, clips: [parts[name].inputs(modality, clips, device)]
 
 
 def fusion_inputs(parts, audio, visual, device):
-    """Outputs of the two networks, dicts of part -> (N, C) -> what fusion gets, a function like those above.
+    """Outputs of the two networks, dicts of part -> (N, C) -> what fusion gets, a function like the one above.
 
     They are standardised by class, by the training clips alone (Fayek 2020, Sec. 4.2). ours: by those with video
     """
     h = []
     for outputs in (audio, visual):
-        training = outputs["training"][parts["training"].present].astype(np.float64)
-        mean, deviation = training.mean(0), np.maximum(training.std(0), 1e-6)  # ours: a constant output stays finite
-        h.append({part: ((outputs[part] - mean) / deviation).astype(np.float32) for part in parts})
-
-    def both(part, clips):
-        return [torch.from_numpy(outputs[part][clips]).to(device) for outputs in h]
-
-    return both
+        training = outputs["training"][parts["training"].present]
+        mean, deviation = training.mean(0, np.float64), training.std(0, np.float64)
+        deviation = np.maximum(deviation, 1e-6)  # ours: a constant output stays finite
+        h.append({name: ((outputs[name] - mean) / deviation).astype(np.float32) for name in parts})
+    return lambda name, clips: [torch.from_numpy(outputs[name][clips]).to(device) for outputs in h]
 
 
 # --- training (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: int
+    batch: int
+    rates: tuple  # learning rates to choose from, on validation (Fayek 2020, Sec. 4.2)
+    l2: float = 0.0
+    decay: bool = False  # the rate falls to zero along half a cosine
+
+
+# ours, all of it: the paper refers to another paper. One rate, since each takes as long as all else together
+AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
+VISUAL = Schedule(20, 144, (1e-3, 3e-4, 1e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
+FUSION = Schedule(100, 256, (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4))  # Fayek 2020, Sec. 4.2; ours: the rates
+L2 = 1e-5  # of the regression (Fayek 2020, Sec. 3.3); ours: as Adam's weight decay, of the bias too
 
 
 def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
     """Adam -> the network at the learning rate and epoch with the best validation mAP, and which these are.
 
     build() -> a network; inputs(part, indices) -> list of tensors that it takes; clips: dict of part -> indices of the
-    clips to use; checkpoint: a file that is written after every epoch, to go on from as if nothing had happened (that
-    of a network without dropout: the random numbers of others are not kept)
+    clips to use; checkpoint: a file from which a killed training goes on, see `keep`
     """
-    # ours: mAP, the paper says "the best model" and reports mAP first
-    epochs, tags = schedule.epochs, parts["validation"].tags[clips["validation"]]
-    done, best, state = load(checkpoint) if checkpoint and checkpoint.exists() else (0, {"mAP": -1.0}, None)
-    for number in range(done, len(schedule.rates) * epochs):
-        rate, epoch, started = schedule.rates[number // epochs], number % epochs, time.monotonic()
-        if epoch == 0 or state:
-            torch.manual_seed(seed)
-            network = build()
-            optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=schedule.l2)
-        if epoch > 0 and state:
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-        state = None
-        order = np.random.default_rng([seed, epoch]).permutation(clips["training"])
-        batches = np.array_split(order, math.ceil(len(order) / schedule.batch))  # ours: of one size, to within a clip
-        network.train()
-        for i, picked in enumerate(batches):
-            if schedule.decay:
-                share = (epoch + i / len(batches)) / epochs
-                optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
-            loss = step(network, optimizer, inputs("training", picked), parts["training"].tags[picked])
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
+    tags, best = parts["validation"].tags[clips["validation"]], {"mAP": -1.0}
+    for rate in schedule.rates:
+        torch.manual_seed(seed)
+        network = build()
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=schedule.l2)
+        done = restore(checkpoint, schedule, rate, network, optimizer, best) if checkpoint else 0
+        for epoch in range(done, schedule.epochs):
+            started = time.monotonic()
+            order = np.random.default_rng([seed, epoch]).permutation(clips["training"])
+            batches = np.array_split(order, math.ceil(len(order) / schedule.batch))  # ours: of one size, +- a clip
+            network.train()
+            for i, picked in enumerate(batches):
+                if schedule.decay:
+                    share = (epoch + i / len(batches)) / schedule.epochs
+                    optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+                loss = step(network, optimizer, inputs("training", picked), parts["training"].tags[picked])
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
+                if checkpoint:
+                    label = f"{name}, epoch {epoch + 1}/{schedule.epochs}"
+                    plumbing.show_progress(label, i + 1, len(batches), started)
+            scores = predict(network, inputs, "validation", clips["validation"])
+            mean_ap = tagging.mean_average_precision(tags, scores)
+            if mean_ap > best["mAP"]:  # ours: mAP, the paper says "the best model" and reports mAP first
+                weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
+                best.update(mAP=mean_ap, rate=rate, epoch=epoch + 1, weights=weights)
             if checkpoint:
-                plumbing.show_progress(f"{name}, epoch {epoch + 1}/{epochs}", i + 1, len(batches), started)
-        scores = predict(network, inputs, "validation", clips["validation"])
-        if (mean_ap := tagging.mean_average_precision(tags, scores)) > best["mAP"]:
-            weights = {key: value.cpu().clone() for key, value in network.state_dict().items()}
-            best = {"mAP": mean_ap, "rate": rate, "epoch": epoch + 1, "weights": weights}
-        if checkpoint:
-            took = plumbing.clock(time.monotonic() - started)
-            log(f"{name:6} epoch {epoch + 1}/{epochs} at rate {rate:g} | validation mAP {100 * mean_ap:.2f} | {took}")
-            now = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            plumbing.save_tensors(checkpoint, (number + 1, best, now))
+                took = f"validation mAP {100 * mean_ap:.2f} | {plumbing.clock(time.monotonic() - started)}"
+                log(f"{name:6} epoch {epoch + 1}/{schedule.epochs} at rate {rate:g} | {took}")
+                keep(checkpoint, rate, epoch + 1, network, optimizer, best)
     network = build()
     network.load_state_dict(best.pop("weights"))
     return network, best
@@ -327,30 +299,56 @@ def predict(network, inputs, part, clips, size=32):
     return np.concatenate([network(*inputs(part, picked)).cpu().numpy() for picked in batches])
 
 
+def keep(checkpoint, rate, epoch, network, optimizer, best):
+    """Write down where training is, for `restore`. Of a network without dropout: no random numbers are kept"""
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    plumbing.save_tensors(checkpoint, {"rate": rate, "epoch": epoch, "best": best, **state})
+
+
+def restore(checkpoint, schedule, rate, network, optimizer, best):
+    """Bring back what `keep` wrote, if anything -> how many epochs at this rate are done"""
+    if not checkpoint.exists():
+        return 0
+    try:
+        kept = plumbing.load_tensors(checkpoint)
+        best.update(kept["best"])
+        ahead = schedule.rates.index(kept["rate"]) - schedule.rates.index(rate)
+        if ahead > 0:
+            return schedule.epochs
+        if ahead < 0:
+            return 0
+        network.load_state_dict(kept["network"])
+        optimizer.load_state_dict(kept["optimizer"])
+        return kept["epoch"]
+    except plumbing.FOREIGN:
+        raise InputError(f"{checkpoint}: is not a checkpoint of this program; delete it and start again") from None
+
+
 # --- the systems of one run ------------------------------------------------------------------------------------------
 
 
-def complete_run(seed, parts, inputs, audio_schedule, bf16, ablations, out, device):
+def complete_run(seed, parts, audio_schedule, fusion_schedule, ablations, out, config, device):
     """Train what is not there yet -> dict of system -> its outputs, in the order of Tables 2 and 4 (see outputs_of)"""
     (_, n_classes), width = parts["training"].tags.shape, parts["training"].video.shape[1]
-    every = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
-    with_video = {name: np.flatnonzero(part.present) for name, part in parts.items()}
+    every = {name: part.clips() for name, part in parts.items()}
+    with_video = {name: part.clips(with_video=True) for name, part in parts.items()}
+    complete = partial(outputs_of, parts=parts, seed=seed, out=out, config=config)
 
     def builder(kind, *arguments):  # speed: convolutions like channels last
         return lambda: kind(n_classes, *arguments).to(device, memory_format=torch.channels_last)
 
-    heard, seen = inputs
-    audio = outputs_of("audio", builder(AudioConvNet, bf16), heard, parts, every, audio_schedule, seed, out)
-    visual = outputs_of("visual", builder(VisualDNN, width), seen, parts, with_video, VISUAL, seed, out)
+    heard, seen = (network_inputs(modality, parts, device) for modality in ("audio", "video"))
+    bf16 = config["precision"] == "bf16"
+    audio = complete("audio", builder(AudioConvNet, bf16), heard, clips=every, schedule=audio_schedule)
+    visual = complete("visual", builder(VisualDNN, width), seen, clips=with_video, schedule=VISUAL)
     systems = {"audio": audio, "visual": visual, "average": {}}
     for name, part in parts.items():
         systems["average"][name] = sound_alone(average(audio[name], visual[name]), audio[name], part)
     both = fusion_inputs(parts, audio, visual, device)
     for name, (*_, fusion) in (TABLE_2 | TABLE_4 if ablations else TABLE_2).items():
         if fusion:
-            schedule = REGRESSION if name == "regression" else FUSION
-            singles = audio, visual
-            systems[name] = outputs_of(name, builder(fusion), both, parts, with_video, schedule, seed, out, singles)
+            schedule = replace(fusion_schedule, l2=L2 if name == "regression" else 0.0)
+            systems[name] = complete(name, builder(fusion), both, clips=with_video, schedule=schedule, audio=audio)
     return systems
 
 
@@ -359,90 +357,62 @@ def sound_alone(fused, audio, part):
     return np.where(part.present[:, None], fused, audio)
 
 
-def outputs_of(name, build, inputs, parts, clips, schedule, seed, out, singles=()):
-    """Train a system and apply it to all clips, unless its file is there -> dict of part -> probabilities (N, C).
+def outputs_of(system, build, inputs, parts, clips, schedule, seed, out, config, audio=None):
+    """Train a system and apply it to all clips, unless its folder is there -> dict of part -> probabilities (N, C).
 
     The two networks are finished and fixed before fusion begins, which sees no more than this (Fayek 2020, Sec. 3.4).
-    singles: for fusion, the outputs of the audio and of the visual network. Fusion by attention gives "audio_weight"
-    too: alpha_a of the public clips, (N, C)
+    audio: for fusion, the outputs of the audio network. Fusion by attention gives "audio_weight" too: alpha_a of the
+    public clips, (N, C)
     """
-    fused = hashlib.sha256(b"".join(outputs[which].tobytes() for outputs in singles for which in parts)).hexdigest()
-    path = out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
-    checkpoint = path.with_suffix(".checkpoint") if name == "audio" else None  # the others are quick
-    if not path.exists():
-        network, best = train(name, build, inputs, parts, clips, schedule, seed, checkpoint)
-        arrays = {"rate": best["rate"], "epoch": best["epoch"], "fused": fused}
-        for which, part in parts.items():
-            everything = np.arange(len(part.filenames))
-            scores = predict(network, inputs, which, everything)
-            arrays[which] = sound_alone(scores, singles[0][which], part) if singles else scores
-            arrays[f"{which} clips"] = part.filenames
+    checkpoint = out / f"audio-{seed}.checkpoint" if system == "audio" else None  # the others are quick
+
+    def compute():
+        network, best = train(system, build, inputs, parts, clips, schedule, seed, checkpoint)
+        arrays = {"rate": best["rate"], "epoch": best["epoch"]}
+        for name, part in parts.items():
+            scores = predict(network, inputs, name, part.clips())
+            arrays[name] = sound_alone(scores, audio[name], part) if audio else scores
+            arrays[f"{name}_clips"] = part.filenames
         if isinstance(network, AttentionFusion):
             with torch.no_grad():
-                arrays["audio_weight"] = network.attention_weights(*inputs("public", everything))[0].cpu().numpy()
-        write(path, arrays)
-        log(f"{name}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
+                alpha_a, _ = network.attention_weights(*inputs("public", parts["public"].clips()))
+            arrays["audio_weight"] = alpha_a.cpu().numpy()
+        log(f"{system}: rate {best['rate']:g}, epoch {best['epoch']}, validation mAP {100 * best['mAP']:.2f}")
+        return arrays
+
+    wanted = {name: (part.tags.shape, np.float32) for name, part in parts.items()}
+    if system.startswith("attention"):
+        wanted["audio_weight"] = wanted["public"]
+    name, key = f"{system.replace(', ', '-').replace(' ', '_')}-{seed}", plumbing.fingerprint((), config, schedule)
+    outputs = plumbing.cached_arrays(out, name, key, compute, wanted)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    return read_outputs(path, parts, fused)
-
-
-def read_outputs(path, parts, fused):
-    """What outputs_of wrote; InputError unless it is of these clips and, for fusion, of these outputs"""
-    try:
-        with plumbing.damage_as_value_error(), np.load(path, allow_pickle=False) as file:
-            stored = dict(file)
-        same = all(stored[f"{name} clips"].tolist() == part.filenames for name, part in parts.items())
-        found = [(stored[name], part) for name, part in parts.items()]
-        found += [(stored["audio_weight"], parts["public"])] if "audio_weight" in stored else []
-        fits = all(x.shape == part.tags.shape and np.all((x >= 0) & (x <= 1)) for x, part in found)
-        if not (same and fits and str(stored["fused"]) == fused):
-            raise ValueError
-    except plumbing.FOREIGN:
-        raise InputError(f"{path}: not the outputs of this system for these clips; delete it") from None
-    return stored
+    return outputs
 
 
 # --- scores (Fayek 2020, Sec. 4.2, 5) --------------------------------------------------------------------------------
 
-
-def score(parts, outputs):
-    """Of the public clips: mAP and mAUC, which are means over the classes (Fayek 2020, Sec. 4.2), and micro F1.
-
-    ours: F1, for comparison with Boes 2019 and Boes 2022, with one threshold for all classes, the best on validation
-    """
-    validated, scores = outputs["validation"].astype(np.float64), outputs["public"].astype(np.float64)
-    f1 = [metrics.clip_f1(parts["validation"].tags, validated > threshold).micro for threshold in THRESHOLDS]
-    threshold, tags = float(THRESHOLDS[np.argmax(f1)]), parts["public"].tags  # ours: of equals the lowest
-    return {
-        "mAP": tagging.mean_average_precision(tags, scores),
-        "mAUC": tagging.mean_auc(tags, scores),
-        "F1": metrics.clip_f1(tags, scores > threshold).micro,
-        "threshold": threshold,
-    }
+# hashes of the 527 sorted names, and of the ids, in AudioSet's class_labels_indices.csv
+AUDIOSET = ("42fc9b3cd04b1a93", "78047b7ab87808d7")
 
 
-def table_text(results, on_audioset):
-    """Tables 2 and 4 over runs: percentages, mean and deviation. results: for each run a dict of system -> scores"""
+def table_text(results, as_paper):
+    """Tables 2 and 4 over runs, percent. results: for each run a dict of system -> scores; as_paper: see `run`"""
     names = ("mAP", "mAUC", "F1")
-    lines = [f"{f'runs: {len(results)}':40}" + "".join(f"{name:>8}{'':8}" for name in names)]
+    lines = [f"{f'runs: {len(results)}':40}" + "".join(f"{name:16}" for name in names)]
     for system in results[0]:
-        line = f"{system:40}"
-        for name in names:
-            values = [100 * result[system][name] for result in results]
-            deviation = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            line += f"{statistics.mean(values):8.2f} {deviation:7}"
-        lines.append(line)
-        if on_audioset:
+        values = [[100 * result[system][name] for result in results] for name in names]
+        lines.append(f"{system:40}" + "".join(f"{tagging.mean_and_deviation(of_score, 2):16}" for of_score in values))
+        if as_paper:
             mean_ap, auc, _ = (TABLE_2 | TABLE_4)[system]
-            lines.append(f"{'    the paper:':40}{mean_ap:8.2f}{auc:16.2f}")
+            lines.append(f"{'    the paper:':40}{mean_ap:<16.2f}{auc:.2f}")
     lines.append("F1: micro, with one threshold for all classes, the best on validation")
-    if not on_audioset:
-        lines.append("These are not the 527 classes of AudioSet: the figures cannot be compared with the paper's.")
+    if not as_paper:
+        lines.append("Not AudioSet's 527 classes with resnet152: the figures cannot be compared with the paper's.")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def analyse(classes, part, runs, out):
+def analyse(classes, part, runs, out, as_paper):
     """Figures 2 to 4 (Fayek 2020, Sec. 5) of the public clips: analysis.tsv, analysis.png -> counts as text.
 
     By class, means over the runs: average precision of sound, vision and their fusion by attention, what fusion gains
@@ -464,19 +434,22 @@ def analyse(classes, part, runs, out):
     lines = ["class\tclips\taudio\tvisual\tattention\tgain\taudio_weight"]
     for label, n, *row in zip(classes, part.tags.sum(0), audio, visual, fused, gain, weights):
         lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
-    write(out / "analysis.tsv", "\n".join(lines))
+    plumbing.write_text(out / "analysis.tsv", "\n".join(lines))
     plots.plot_fusion(out / "analysis.png", classes, audio, visual, fused, weights)
-    counts = [
-        ("classes with clips", np.isfinite(gain)),
-        ("vision ahead of sound", visual > audio),
-        ("attention ahead of the better one", gain > 0),
-        ("    by over 10 points", gain > 0.1),
-        ("attention over 5 points behind it", gain < -0.05),
-        ("    over 10 points", gain < -0.1),
-        ("over half of the weight on sound", weights > 0.5),
-        ("90 % or more on vision", weights <= 0.1),
+    counts = [  # and the paper's, of 527
+        ("classes with clips", np.isfinite(gain), "527"),
+        ("vision ahead of sound", visual > audio, "117"),
+        ("attention ahead of the better one", gain > 0, "439"),
+        ("    by over 10 points", gain > 0.1, "91"),
+        ("attention over 5 points behind it", gain < -0.05, "15"),
+        ("    over 10 points", gain < -0.1, "3"),
+        ("over half of the weight on sound", weights > 0.5, "most"),
+        ("    nearly all of it", weights > 0.99, "over 110"),  # ours: 0.99 and 0.01 for "all" and "complete"
+        ("90 % or more of the weight on vision", weights <= 0.1, "over 70"),
+        ("    nearly all of it", weights < 0.01, "around 38"),
     ]
-    return "\n".join(f"       {what:40}{np.sum(holds):4d}" for what, holds in counts)
+    paper = "    the paper: {}" if as_paper else ""
+    return "\n".join(f"       {what:40}{np.sum(holds):4d}" + paper.format(count) for what, holds, count in counts)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -484,120 +457,62 @@ def analyse(classes, part, runs, out):
 log = partial(print, flush=True)
 
 
-def write(path, content):
-    """Text or arrays by name; the file appears only when complete"""
-    with plumbing.replacing(path) as unfinished, open(unfinished, "wb") as file:
-        if isinstance(content, str):
-            file.write(f"{content}\n".encode())
-        else:
-            np.savez(file, **content)
-
-
-def load(path):
-    """A checkpoint of `train`; nothing in it is executed"""
-    try:
-        done, best, state = plumbing.load_tensors(path)
-    except plumbing.FOREIGN:
-        raise InputError(f"{path}: is not a checkpoint of this program; delete it and start again") from None
-    return done, best, state
-
-
-def open_folder(out, config):
-    """Make the folder of the runs, or see that it has the same configuration"""
-    path, text = out / "run.json", json.dumps(config, indent=1)
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write(path, text)
-    try:
-        stored, wanted = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-        differs = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key] and key != "data"]
-        differs += ["other data"] if stored["data"] != wanted["data"] else []
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise InputError(f"{path}: was not written by this program; name another --out") from None
-    if differs:
-        raise InputError(f"{path}: is of runs with {', '.join(differs)}; give the same flags, or another --out")
-
-
-def computes_bf16(device):
-    """In hardware"""
-    if device.type == "cpu":
-        return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def run(args):
     """What the command does: read, train what is not there yet, score, print"""
     if args.analysis:
         plots.figure_class()  # without matplotlib, stop before the work
-    device, root = plumbing.choose_device(args.device), Path(args.data or "data/toy-tagging")
-    out = Path(args.out or f"runs/fayek2020-{root.resolve().name}")
-    precision = args.precision or ("bf16" if computes_bf16(device) else "fp32")
-    log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | {precision} | {out}")
-    log(f"data   {root}")
-    if not args.data:
-        toy.make_toy(root, kind="tagging")
-        log("       TOY DATA: these scores are not comparable with the paper. Use --data DIR for others")
-    cache = plumbing.cache_folder(root, out.parent)
+    device, root, out = tagging.begin(args, "fayek2020", log)
+    precision = args.precision or ("bf16" if cpu.computes_bf16(device) else "fp32")
     stream = args.visual or ("resnet152" if args.data else "openl3")  # Fayek 2020, Sec. 3.2
+    cache = plumbing.cache_folder(root, out.parent)
     classes, parts = tagging.load_tagging(root, log_mel_16_ms, stream, mean_vector, cache, log=log)
     if parts["training"].present.sum() < 2:
         raise InputError(f"{root}/visual/{stream}: only one training clip has vectors, batch norm needs two")
     log("       fusion does not train on clips without video; there its output is that of the audio network")
     log("       left out: the sequential co-supervision that is part of the paper's audio training (Sec. 3.1)")
+    log(f"       the audio network computes in {precision}")
 
     audio = AUDIO if args.data else TOY_AUDIO
     audio = replace(audio, epochs=args.audio_epochs or audio.epochs, rates=tuple(args.audio_rates or audio.rates))
-    identity = hashlib.sha256(repr((classes, [part.filenames for part in parts.values()])).encode())
-    for part in parts.values():
-        identity.update(part.tags.tobytes() + part.present.tobytes())
-    data = identity.hexdigest()[:16]
-    open_folder(out, {"stream": stream, "audio": asdict(audio), "precision": precision, "data": data})
+    config = {"visual": stream, "precision": precision, "audio schedule": asdict(audio)}
+    config |= {"clips": tagging.identity(classes, parts), "with video": tagging.identity(classes, parts, True)}
+    if tagging.read_report(out / "run.json", config) is None:
+        out.mkdir(parents=True, exist_ok=True)
+        plumbing.write_text(out / "run.json", json.dumps(config, indent=1))
     if device.type == "cpu":
         cpu.keep_freed_memory()
-    inputs, runs, results = network_inputs(parts, device), [], []
-    for seed in range(args.seed, args.seed + args.runs):
+    fusion, runs, results = replace(FUSION, epochs=args.fusion_epochs), [], []
+    for seed in range(args.seed, args.seed + (args.runs or 1)):
         log(f"seed {seed}")
-        runs.append(complete_run(seed, parts, inputs, audio, precision == "bf16", args.ablations, out, device))
-        results.append({name: score(parts, outputs) for name, outputs in runs[-1].items()})
-        write(out / f"results-{seed}.json", json.dumps(results[-1], indent=1))
-    text = table_text(results, on_audioset=len(classes) == 527)  # Fayek 2020, Sec. 4.1
-    write(out / "table.txt", text)
+        runs.append(complete_run(seed, parts, audio, fusion, args.ablations, out, config, device))
+        tags = {name: part.tags for name, part in parts.items()}
+        results.append({name: tagging.score(tags, outputs) for name, outputs in runs[-1].items()})
+        plumbing.write_text(out / f"results-{seed}.json", json.dumps(results[-1], indent=1))
+    as_paper = stream == "resnet152" and plumbing.fingerprint((), classes) in AUDIOSET  # Fayek 2020, Sec. 3.2, 4.1
+    text = table_text(results, as_paper)
+    plumbing.write_text(out / "table.txt", text)
     log(text)
     if args.analysis:
-        log(analyse(classes, parts["public"], runs, out))
-    if not args.data:
-        log("TOY DATA: not comparable with the paper")
+        log(analyse(classes, parts["public"], runs, out, as_paper))
+
+
+def positive_number(text):
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m extras.fayek2020",
-        description="Train and score the two networks and the fusions of Fayek & Kumar 2020.",
-    )
+    what = "Train and score the two networks and the fusions of Fayek & Kumar 2020."
+    parser = tagging.command_line("fayek2020", what)
     add = parser.add_argument
-    add("--data", metavar="DIR", help="data set (README, 'Real data'; extras/tagging.py); default: toy data")
-    add("--visual", metavar="NAME", help="visual vectors, a folder in DIR/visual; default: resnet152, toy data openl3")
     add("--ablations", action="store_true", help="the rows of Table 4 too")
     add("--analysis", action="store_true", help="Figures 2 to 4 too: analysis.tsv, analysis.png; needs matplotlib")
-    add("--runs", type=int, default=1, help="with seeds from --seed on; default: 1")
-    add("--seed", type=int, default=0, help="of the first run; default: 0")
-    add("--audio-epochs", type=int, metavar="N", help=f"default: {AUDIO.epochs}, toy data {TOY_AUDIO.epochs}")
-    add("--audio-rates", type=float, nargs="+", metavar="RATE", help="learning rates to try; default: 0.001 alone")
-    add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    add("--audio-epochs", type=plumbing.positive, metavar="N", help=f"default: {AUDIO.epochs}, toy {TOY_AUDIO.epochs}")
+    add("--audio-rates", type=positive_number, nargs="+", metavar="RATE", help="to choose from; default: 0.001 alone")
+    add("--fusion-epochs", type=plumbing.positive, default=FUSION.epochs, metavar="N", help=f"default: {FUSION.epochs}")
     add("--precision", choices=("fp32", "bf16"), help="of the audio network; default: bf16 where the device has it")
-    add("--out", metavar="DIR", help="folder of the runs, shared by all seeds; default: runs/fayek2020-DATA")
-    args = parser.parse_args(arguments)
-    if args.data == "":
-        parser.error("--data is empty: name a folder, or leave it out for toy data")
-    if args.visual is not None and (Path(args.visual).name != args.visual or args.visual in ("", "..")):
-        parser.error("--visual takes the name of a folder, without slashes")
-    if args.runs < 1 or (args.audio_epochs is not None and args.audio_epochs < 1):
-        parser.error("--runs and --audio-epochs must be at least 1")
-    if not all(0 < rate < math.inf for rate in args.audio_rates or ()):
-        parser.error("--audio-rates must be above 0")
-    if not 0 <= args.seed < 2**63 - args.runs:
-        parser.error("--seed must be 0 or more, and below 2 ** 63")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None):

@@ -1,5 +1,8 @@
-"""Clips and the classes they hold, nothing about when: what the two older systems (boes2019, fayek2020) learn from, and
-ranking metrics of what they say.
+"""Clips and the classes they hold, nothing about when: what the two older systems (boes2019, fayek2020) share.
+
+    load_tagging        the clips they learn from and are scored on
+    score               one threshold for micro F1; mean average precision, mean area under the ROC
+    mean_and_deviation, read_report ..      what their commands have in common
 
     classes, parts = load_tagging("data/toy-tagging", hear=log_mel_of, visual="openl3", see=mean_picture, cache=folder)
 
@@ -9,19 +12,29 @@ simpler ones: metadata/train/weak.tsv, validation/validation.tsv and eval/public
 columns `filename, event_labels`. So one lays out the 17 classes of DCASE 2017 task 4, or AudioSet.
 """
 
+import argparse
+import hashlib
+import json
 import math
 import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-import features
-from extras import plumbing
+from extras import plumbing  # before torch, see there
 from extras.plumbing import InputError
+
+import torch  # isort: skip
+
+import features
+import metrics
+from extras import toy
 from features import PARTITIONS, read_lists, read_visual, recording, visual_files
 
 LISTS = {"training": ("strong", "weak"), "validation": ("validation",), "public": ("public",)}  # part: its lists
+THRESHOLDS = np.arange(1, 100) / 100  # ours: those tried for micro F1
 
 
 @dataclass
@@ -36,6 +49,19 @@ class Part:
     video: np.ndarray = None  # (N, ...) what `see` makes of each clip's vectors, memory-mapped; zeros without video
     present: np.ndarray = None  # (N,) bool: the clip has video
     paths: list = None  # N, of the audio; where vectors are heard, it need not be there
+    statistics: dict = None  # "audio", "video" -> mean, deviation of the last dimension over training clips, (2, D)
+
+    def clips(self, with_video=False):
+        """Indices of all clips, or of those with video"""
+        return np.flatnonzero(self.present) if with_video else np.arange(len(self.filenames))
+
+    def inputs(self, modality, clips, device):
+        """Standardised audio or video of some clips, (n, ...); ours: a clip without video shows the mean"""
+        mean, deviation = self.statistics[modality]
+        values = (getattr(self, modality)[clips] - mean) / deviation
+        if modality == "video":
+            values[~self.present[clips]] = 0
+        return torch.from_numpy(values).to(device)
 
 
 def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
@@ -50,12 +76,14 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     root, cache = Path(root), Path(cache)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; --data wants one with the sub-folders audio and metadata")
+    if sound != "audio" and not (root / sound).is_dir():
+        raise InputError(f"{root / sound}: no such folder; extras/README.md says how to make it, or name another")
     classes, parts = read_parts(root, sound, log)
     folder, example = root / "visual" / (visual or ""), None
     files = visual_files(folder) if visual else {}
     plumbing.check_stems([path for part in parts.values() for path in part.paths], files, recording)
     for name, part in parts.items():
-        part.audio = gather(f"{hear.__name__} of {name}", part.sounds, hear, cache, log)
+        part.audio = gather(f"{hear.__name__} {Path(sound).name} of {name}", part.sounds, hear, cache, log)
         part.present, count = np.zeros(len(part.sounds), bool), ""
         if visual:
             paths = [files.get(plumbing.stem(f)) for f in part.filenames]
@@ -72,7 +100,29 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
                 raise InputError(f"{nothing}; make them anew, or name another stream")
             count = f", {part.present.sum():5d} with {visual}"
         log(f"       {name:10} {part.listed:5d} listed, {len(part.filenames):5d} found{count}")
+    # ours: inputs are standardised by dimension, or mel bin, over the training clips, video over those that have it
+    train = parts["training"]
+    moments = {"audio": mean_and_std(train.audio, np.ones(len(train.sounds), bool))}
+    if visual:
+        moments["video"] = mean_and_std(train.video, train.present)
+    for part in parts.values():
+        part.statistics = moments
     return classes, parts
+
+
+def mean_and_std(array, clips):
+    """Over the rows of some clips, of an array (N, ..., D) -> mean, deviation, (2, D) float32; clips: (N,) bool"""
+    rows = array.reshape(len(array), -1, array.shape[-1])
+    return features.mean_and_std([rows], [np.broadcast_to(clips[:, None], rows.shape[:2])])
+
+
+def identity(classes, parts, with_video=False):
+    """Hash of the clips that a run uses, all or those with video, and of their labels"""
+    digest = hashlib.sha256(repr(classes).encode())
+    for part in parts.values():
+        clips = part.clips(with_video)
+        digest.update(repr([part.filenames[i] for i in clips]).encode() + part.tags[clips].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_parts(root, sound, log=print):
@@ -131,7 +181,23 @@ def gather(label, paths, read, cache, log):
     return plumbing.cached_table(cache, label.replace(" ", "-"), key, read_one, paths, columns, log, label)["array"]
 
 
-# --- ranking metrics (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------
+# --- scores (Boes 2019, Sec. 3.2.10, 4.1; Fayek 2020, Sec. 4.2) -------------------------------------------------------
+
+
+def score(tags, probabilities):
+    """Of the public clips micro F1, mAP and mAUC; the threshold. Both arguments: dict of validation, public -> (N, C)
+
+    One threshold for all classes: that with the best micro F1 on validation (Boes 2019, Sec. 3.2.10).
+    """
+    probabilities = {part: np.asarray(probabilities[part], np.float64) for part in ("validation", "public")}
+    f1 = [metrics.clip_f1(tags["validation"], probabilities["validation"] > t).micro for t in THRESHOLDS]
+    best = max(range(len(f1)), key=lambda k: (f1[k], -abs(THRESHOLDS[k] - 0.5)))  # ours: of equals next to 0.5
+    return {
+        "F1": metrics.clip_f1(tags["public"], probabilities["public"] > THRESHOLDS[best]).micro,
+        "mAP": mean_average_precision(tags["public"], probabilities["public"]),
+        "mAUC": mean_auc(tags["public"], probabilities["public"]),
+        "threshold": float(THRESHOLDS[best]),
+    }
 
 
 def mean_average_precision(targets, scores):
@@ -159,3 +225,59 @@ def auc(negative, positive):
     """Part of the (positive, negative) pairs in the right order; equal scores are half right"""
     below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     return below.mean() / (2 * len(negative))
+
+
+# --- what their commands share ----------------------------------------------------------------------------------------
+
+
+def mean_and_deviation(values, digits):
+    """'87.1 ± 1.5': mean and standard deviation (n - 1) over runs; of one run its value"""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def read_report(path, wanted):
+    """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`"""
+    if not path.exists():
+        return None
+    wanted = json.loads(json.dumps(wanted))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differs = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"{path}: was not written by this program; name another --out") from None
+    if differs:
+        raise InputError(f"{path}: is of a run with {'; '.join(differs)}; give the same flags, or name another --out")
+    return found
+
+
+def command_line(name, description):
+    """-> parser with the flags that both commands have"""
+    parser = argparse.ArgumentParser(prog=f"python -m extras.{name}", description=description)
+    add = parser.add_argument
+    add("--data", type=folder, metavar="DIR", help="data set in the layout of extras/README.md; default: toy data")
+    add("--visual", type=plumbing.folder_name, metavar="NAME", help="what is seen: a folder in DIR/visual; default: "
+        "that of the paper, on toy data openl3")
+    add("--runs", type=plumbing.positive, help="of each system, with seeds from --seed on")
+    add("--seed", type=plumbing.seed, default=0, help="of the first run; default: 0")
+    add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
+    add("--out", metavar="DIR", help=f"folder of the runs; default: runs/{name}-DATA")
+    return parser  # fmt: skip
+
+
+def folder(text):
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: name a folder, or leave it out for toy data")
+    return text
+
+
+def begin(args, name, log):
+    """What comes first -> device, folder of the data set, folder of the runs"""
+    device, root = plumbing.choose_device(args.device), Path(args.data or "data/toy-tagging")
+    out = Path(args.out or f"runs/{name}-{root.resolve().name}")
+    log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | {out}")
+    log(f"data   {root}")
+    if not args.data:
+        toy.make_toy(root, kind="tagging")
+        log("       TOY DATA: these scores are not comparable with the paper. Use --data DIR for others")
+    return device, root, out

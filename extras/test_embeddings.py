@@ -858,6 +858,22 @@ def test_extract_fills_the_sound_folder(tmp_path, capsys, vggish_file):
     assert "one file for each" in refused(capsys, *flags, "--visual", "tce")
 
 
+def test_extract_makes_statistics_of_log_mel_without_any_weights(tmp_path, capsys):
+    root = write_tiny(tmp_path / "set", streams=())
+    embeddings.main(["extract", str(root), "--sound", "log-mel"])
+    stems = {path.stem for path in (root / "audio").rglob("*.wav")}
+    assert {path.stem for path in (root / "sound/log-mel").iterdir()} == stems
+    log_mel = features.log_mel(features.load_audio(root / "audio/validation/v0.wav")).numpy()
+    steps = np.load(root / "sound/log-mel/v0.npy")
+    assert steps.shape == (10, 128) and steps.dtype == np.float32
+    for step in (0, 4, 9):
+        inside = [log_mel[k] for k in range(512) if step * 0.96 <= k * 313 / 16000 < (step + 1) * 0.96]
+        assert np.allclose(steps[step, :64], np.mean(inside, 0), atol=1e-5)
+        assert np.allclose(steps[step, 64:], np.std(inside, 0), atol=1e-5)
+    assert "but log-mel" in refused(capsys, "extract", str(root), "--sound", "log-mel", "--weights", "w.pth")
+    assert "but log-mel" in refused(capsys, "extract", str(root), "--sound", "log-mel", "vggish")
+
+
 def other_weights(folder):
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, folder / "other.pth")
     return folder / "other.pth"

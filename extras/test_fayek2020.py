@@ -3,8 +3,8 @@
 import json
 import math
 import statistics
-from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from extras import fayek2020, tagging, test_bad_input
-from extras.fayek2020 import AttentionFusion, AudioConvNet, ConcatenationFusion, Schedule, VisualDNN
+from extras import fayek2020, plumbing, tagging, test_bad_input
+from extras.fayek2020 import AttentionFusion, AudioConvNet, Schedule, VisualDNN
 from extras.tagging import Part
 from test_avsed import same, tiny_rows, write_tiny, write_wav
 
@@ -127,44 +127,40 @@ def layers(P, name, x):
 
 
 def test_simple_fusions_by_hand():
+    built = {name: fayek2020.TABLE_2[name][2](3) for name in ("regression", "MLP")}
     h_a, h_v = torch.rand(5, 3), torch.rand(5, 3)
     assert torch.equal(fayek2020.average(h_a, h_v), 0.5 * h_a + 0.5 * h_v)
     both = np.concatenate([h_a, h_v], 1)
-    for hidden in (False, True):
-        network = randomised(ConcatenationFusion(3, hidden)).eval()
+    for hidden, network in enumerate(map(randomised, built.values())):
+        network.eval()
         P = {key: value.numpy() for key, value in network.state_dict().items()}
         wanted = layers(P, "network", both) if hidden else sigmoid(both @ P["network.0.weight"].T + P["network.0.bias"])
         assert np.allclose(network(h_a, h_v).detach(), wanted, atol=1e-6)
     assert [str(m).split("(")[0] for m in network.network] == "Linear BatchNorm1d ReLU Dropout Linear Sigmoid".split()
-    assert network.network[3].p == 0.5 and network.network[0].out_features == 512
+    assert network.network[3].p == 0.5 and network.network[0].out_features == 512  # n_attn is the same: layers()
+    assert AttentionFusion(3).n_attn[3].p == AttentionFusion(3, "self").n_attn_v[3].p == 0.5
 
 
-FORMS = {  # rows of Table 4
-    "multi-modal": {},
-    "self unimodal": {"attend": "self"},
-    "cross unimodal": {"attend": "cross"},
-    "without n_a and n_v": {"inner": False},
-    "without n_av": {"outer": False},
-}
+FORMS = {name: build for name, (*_, build) in (fayek2020.TABLE_2 | fayek2020.TABLE_4).items() if "attention" in name}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_attention_by_hand(form):
-    network = randomised(AttentionFusion(3, **FORMS[form])).eval()
+def test_each_row_of_table_4_is_what_it_says(form):
+    network = randomised(FORMS[form](3)).eval()
     P = {key: value.numpy() for key, value in network.state_dict().items()}
     tensors = 2 * torch.randn(2, 6, 3)
     h_a, h_v = tensors.numpy()
     if "unimodal" in form:
-        of_a, of_v = (h_a, h_v) if form.startswith("self") else (h_v, h_a)
+        of_a, of_v = (h_a, h_v) if "self" in form else (h_v, h_a)
         a, v = layers(P, "n_attn_a", of_a), layers(P, "n_attn_v", of_v)
         alpha_a = a / (a + v)
     else:
         alpha_a = layers(P, "n_attn", np.concatenate([h_a, h_v], 1))  # Eq. 3
     transformed_a, transformed_v = h_a, h_v
-    if form != "without n_a and n_v":
+    if "without n_a and n_v" not in form:
         transformed_a, transformed_v = layers(P, "n_a", h_a), layers(P, "n_v", h_v)  # Eq. 4
     h_av = alpha_a * transformed_a + (1 - alpha_a) * transformed_v  # Eq. 5
-    wanted = h_av if form == "without n_av" else layers(P, "n_av", h_av)  # Eq. 6
+    wanted = h_av if "without n_av" in form else layers(P, "n_av", h_av)  # Eq. 6
     with torch.no_grad():
         got_a, got_v = network.attention_weights(*tensors)
         output = network(*tensors)
@@ -209,24 +205,22 @@ def some_parts(sizes=(12, 7, 5), seed=0):
     return parts
 
 
-def test_networks_see_what_the_training_clips_standardise():
-    parts = some_parts()
-    heard, seen = fayek2020.network_inputs(parts, CPU)
-    training = parts["training"]
-    (x,), (y,) = heard("training", np.arange(12)), seen("training", np.arange(12))
-    assert torch.allclose(x.mean((0, 1)), torch.zeros(64), atol=1e-4)
-    assert torch.allclose(x.std((0, 1), correction=0), torch.ones(64), atol=1e-4)
-    there = torch.from_numpy(training.present)
-    assert torch.allclose(y[there].mean(0), torch.zeros(8), atol=1e-4)
-    assert torch.allclose(y[there].std(0, correction=0), torch.ones(8), atol=1e-4)
-    assert (y[~there] == 0).all()  # nothing of what is stored there, be it NaN
-    validation, wanted = parts["validation"], training.audio.astype(float).reshape(-1, 64)
-    wanted = (validation.audio[[6, 2]] - wanted.mean(0)) / wanted.std(0)
-    assert np.allclose(heard("validation", [6, 2])[0], wanted, atol=1e-4)
-    validation.audio[:], validation.video[:] = 100, 100  # the statistics do not look there
-    again, seen_again = fayek2020.network_inputs(parts, CPU)
-    assert torch.equal(again("training", np.arange(12))[0], x)
-    assert torch.equal(seen_again("training", np.arange(12))[0], y)
+def every(parts):
+    return {name: part.clips() for name, part in parts.items()}
+
+
+def test_networks_see_standardised_sound_and_pictures(root, tmp_path):
+    _, parts = tagging.load_tagging(root, fayek2020.log_mel_16_ms, "resnet152", fayek2020.mean_vector, tmp_path / "c")
+    heard, seen = (fayek2020.network_inputs(modality, parts, CPU) for modality in ("audio", "video"))
+    (x,), (y,), there = heard("training", [5, 0]), seen("training", [5, 0]), parts["training"].present
+    mel = parts["training"].audio.reshape(-1, 64).astype(float)
+    assert x.shape == (2, 1024, 64)
+    assert np.allclose(x[1], (parts["training"].audio[0] - mel.mean(0)) / mel.std(0), atol=1e-3)
+    vectors = parts["training"].video[there].astype(float)  # of clips with video
+    assert np.allclose(y[0], (parts["training"].video[5] - vectors.mean(0)) / vectors.std(0), atol=1e-3)
+    assert (y[1] == 0).all()  # no video: the mean
+    stored = np.load(root / "visual/resnet152" / f"{parts['training'].filenames[5][:-4]}.npy")
+    assert np.allclose(parts["training"].video[5], stored.astype(float).mean(0), atol=1e-3)
 
 
 def test_fusion_sees_what_the_training_clips_with_video_standardise():
@@ -244,6 +238,21 @@ def test_fusion_sees_what_the_training_clips_with_video_standardise():
             assert np.allclose(got, wanted, atol=1e-4) and got.dtype == torch.float32 and not got.requires_grad
     assert (both("public", [0])[0][:, 2] == 0).all()
     assert all(np.array_equal(before[part], audio[part]) for part in parts)  # as average fusion wants them
+
+
+def test_more_rates_than_one_are_tried_on_validation_and_the_optimizer_is_adam(monkeypatch):
+    for schedule in (fayek2020.VISUAL, fayek2020.FUSION):  # Sec. 4.2; the audio network's is another paper's
+        assert len(set(schedule.rates)) == len(schedule.rates) >= 3
+    parts, made = some_parts(), []
+    build, inputs = linear(parts)
+
+    def adam(parameters, **settings):
+        made.append(settings)
+        return torch.optim.SGD(parameters, settings["lr"])
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    fayek2020.train("x", build, inputs, parts, every(parts), Schedule(1, 6, (0.2, 0.1), l2=0.5), seed=0)
+    assert made == [{"lr": 0.2, "weight_decay": 0.5}, {"lr": 0.1, "weight_decay": 0.5}]
 
 
 def linear(parts):
@@ -319,8 +328,7 @@ def test_training_learns_and_an_epoch_sees_every_clip_once(monkeypatch):
 def test_interrupted_training_goes_on_as_if_nothing_had_happened(at, tmp_path, monkeypatch):
     parts = some_parts()
     build, inputs = linear(parts)
-    clips = {name: np.arange(len(part.filenames)) for name, part in parts.items()}
-    task = ("audio", build, inputs, parts, clips, Schedule(2, 4, (0.3, 0.1), decay=True), 0)
+    task = ("audio", build, inputs, parts, every(parts), Schedule(2, 4, (0.3, 0.1), decay=True), 0)
     wanted, best = fayek2020.train(*task)
     taken, steps = fayek2020.step, []
 
@@ -374,7 +382,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(fayek2020, "VisualDNN", noted(small_visual, "visual"))
     monkeypatch.setattr(fayek2020, "VISUAL", Schedule(1, 144, (1e-3,)))
     monkeypatch.setattr(fayek2020, "FUSION", Schedule(2, 256, (1e-2, 1e-3)))
-    monkeypatch.setattr(fayek2020, "REGRESSION", replace(fayek2020.FUSION, l2=1e-5))
     return built
 
 
@@ -393,72 +400,89 @@ def run(*arguments):
 refused = partial(test_bad_input.refused, command=run)
 
 
-def arrays(path):
-    with np.load(path) as file:
-        return dict(file)
+def arrays(out, name):
+    """What is kept of a system's outputs"""
+    (folder,) = out.glob(f"{name}-{'[0-9a-f]' * 16}")
+    return {path.stem: np.load(path) for path in folder.glob("*.npy")}
 
 
 def test_schedules_are_the_papers():
     assert (fayek2020.VISUAL.epochs, fayek2020.VISUAL.batch) == (20, 144)
     assert (fayek2020.FUSION.epochs, fayek2020.FUSION.batch, fayek2020.FUSION.l2) == (100, 256, 0)
-    assert fayek2020.REGRESSION == replace(fayek2020.FUSION, l2=1e-5)
+    assert fayek2020.parse_arguments([]).fusion_epochs == 100 and fayek2020.L2 == 1e-5
     figures = [row[:2] for row in (*fayek2020.TABLE_2.values(), *fayek2020.TABLE_4.values())]
     assert figures[5] == (46.16, 97.51) and len(figures) == 10 and sum(m for m, _ in figures) == pytest.approx(413.56)
 
 
 def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, monkeypatch, quick):
     out, complete_run, train = tmp_path / "out", fayek2020.complete_run, fayek2020.train
-    runs, penalties, pictures = [], {}, []
+    runs, trained, pictures, outputs = [], {}, [], {}
 
     def noted_run(*arguments):
         runs.append(complete_run(*arguments))
         return runs[-1]
 
     def noted_training(name, build, inputs, parts, clips, schedule, *arguments):
-        penalties[name] = schedule.l2
+        trained[name] = schedule, {part: indices.tolist() for part, indices in clips.items()}, inputs
         return train(name, build, inputs, parts, clips, schedule, *arguments)
 
     monkeypatch.setattr(fayek2020, "complete_run", noted_run)
     monkeypatch.setattr(fayek2020, "train", noted_training)
     monkeypatch.setattr(fayek2020.plots, "figure_class", lambda: None)  # matplotlib may be absent
     monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: pictures.append(arguments))
-    run("--data", root, "--out", out, "--runs", 2, "--audio-epochs", 2, "--ablations", "--analysis", "--device", "cpu")
+    flags = "--runs 2 --audio-epochs 2 --fusion-epochs 2 --ablations --analysis --device cpu".split()
+    run("--data", root, "--out", out, *flags)
     text = capsys.readouterr().out
     assert "left out: the sequential co-supervision" in text and "TOY" not in text
     systems = [*fayek2020.TABLE_2, *fayek2020.TABLE_4]
     results = [json.loads((out / f"results-{seed}.json").read_text()) for seed in (0, 1)]
     assert [list(result) for result in results] == [systems, systems]
-    assert not list(out.glob("*.checkpoint")) and len(list(out.glob("*.npz"))) == 2 * (len(systems) - 1)
-    outputs = {name: arrays(out / f"{name}-0.npz") for name in ("audio", "visual", "regression", "attention")}
-    names = outputs["audio"]["public clips"].tolist()
+    assert not list(out.glob("*.checkpoint")) and len(list(out.glob("*/public.npy"))) == 2 * (len(systems) - 1)
+    assert list(out.glob("attention-without_n_a_and_n_v-1-*"))
+    for name in ("audio", "visual", "regression", "attention"):
+        outputs[name] = arrays(out, f"{name}-0")
+    names = outputs["audio"]["public_clips"].tolist()
     assert names == ["-x.wav", "p1.wav", "WP8aI1IXNCQ_0_5.wav"]
     tags = np.array([[False, True], [True, False], [False, True]])  # Cat, Dog
+    validated = np.array([[False, True], [False, False], [True, False], [False, False]])
     for name, stored in outputs.items():
         assert stored["training"].shape == (8, 2) and stored["validation"].shape == (4, 2)
         if name != "visual":  # without video the output of the sound alone
             assert np.array_equal(stored["public"][1], outputs["audio"]["public"][1])
             assert np.array_equal(stored["validation"][1], outputs["audio"]["validation"][1])
             assert (stored["public"][0] != outputs["audio"]["public"][0]).any() or name == "audio"
-        assert results[0][name]["mAP"] == tagging.mean_average_precision(tags, stored["public"])
-        assert results[0][name]["mAUC"] == tagging.mean_auc(tags, stored["public"])
+        assert results[0][name] == tagging.score({"validation": validated, "public": tags}, stored)
     mean = (outputs["audio"]["public"] + outputs["visual"]["public"]) / 2  # of the outputs as they are
     mean[1] = outputs["audio"]["public"][1]
     assert np.array_equal(runs[0]["average"]["public"], mean)
-    assert {name for name, l2 in penalties.items() if l2} == {"regression"} and penalties["regression"] == 1e-5
     assert results[0]["average"]["mAP"] == tagging.mean_average_precision(tags, mean)
-    assert results[0]["average"]["mAUC"] == tagging.mean_auc(tags, mean)
+
+    # the audio network learns from all clips, what sees or fuses from those with video: not the strong ones and p1
+    for name, (schedule, clips, _) in trained.items():
+        assert schedule.l2 == (1e-5 if name == "regression" else 0), name
+        assert schedule.epochs == {"audio": 2, "visual": 1}.get(name, 2)
+        assert clips["training"] == ([*range(8)] if name == "audio" else [4, 5, 6, 7]), name
+        assert clips["validation"] == ([*range(4)] if name == "audio" else [0, 2, 3]), name
+    # what fusion sees is what the two networks of this run said, sound first
+    h_a, h_v = trained["MLP"][2]("public", [0, 2])  # of seed 1
+    for got, name in ((h_a, "audio"), (h_v, "visual")):
+        stored = arrays(out, f"{name}-1")
+        training = stored["training"][4:].astype(float)
+        assert np.allclose(got, (stored["public"][[0, 2]] - training.mean(0)) / training.std(0), atol=1e-3)
 
     table = (out / "table.txt").read_text()
     assert table in text and "cannot be compared with the paper's" in table and "46.16" not in table
-    values = [100 * result["MLP"]["mAP"] for result in results]
-    (row,) = [line.split() for line in table.splitlines() if line.startswith("MLP")]
-    assert row[1:3] == [f"{statistics.mean(values):.2f}", f"±{statistics.stdev(values):.2f}"]
+    for column, score in enumerate(("mAP", "mAUC", "F1")):
+        values = [100 * result["MLP"][score] for result in results]
+        (row,) = [line for line in table.splitlines() if line.startswith("MLP")]
+        wanted = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        assert row[40 + 16 * column :][:16].strip() == wanted
 
     lines = [line.split("\t") for line in (out / "analysis.tsv").read_text().splitlines()]
     assert [line[:2] for line in lines] == [["class", "clips"], ["Cat", "1"], ["Dog", "2"]]
-    weights = np.mean([arrays(out / f"attention-{seed}.npz")["audio_weight"][[0, 2], 1].mean() for seed in (0, 1)])
+    weights = np.mean([arrays(out, f"attention-{seed}")["audio_weight"][[0, 2], 1].mean() for seed in (0, 1)])
     assert lines[1][6] == "nan" and float(lines[2][6]) == pytest.approx(weights, abs=1e-4)  # the one cat has no video
-    precision = np.mean([tagging.mean_average_precision(tags[:, 1:], arrays(out / f"audio-{seed}.npz")["public"][:, 1:])
+    precision = np.mean([tagging.mean_average_precision(tags[:, 1:], arrays(out, f"audio-{seed}")["public"][:, 1:])
                          for seed in (0, 1)])  # fmt: skip
     assert float(lines[2][2]) == pytest.approx(precision, abs=1e-4)
     assert float(lines[2][5]) == pytest.approx(float(lines[2][4]) - max(map(float, lines[2][2:4])), abs=2e-4)
@@ -467,75 +491,90 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
     assert np.allclose(np.transpose(picture[2:])[1], [float(lines[2][k]) for k in (2, 3, 4, 6)], atol=1e-4)
 
 
+def test_the_weight_that_is_kept_is_that_of_sound(tmp_path, monkeypatch):
+    parts, name = some_parts(), "attention, self unimodal"
+
+    def train(system, build, *_):
+        network = build().eval()
+        network.requires_grad_(False)
+        for weigh, bias in ((network.n_attn_a, 2.0), (network.n_attn_v, -1.0)):  # sound matters, vision does not
+            weigh[4].weight.zero_(), weigh[4].bias.fill_(bias)
+        network.n_a[2].bias.fill_(3.0), network.n_v[2].bias.fill_(-3.0)  # sound says yes, vision no
+        return network, {"rate": 1.0, "epoch": 1, "mAP": 0.5}
+
+    monkeypatch.setattr(fayek2020, "train", train)
+    audio = {which: np.full(part.tags.shape, 0.5, np.float32) for which, part in parts.items()}
+    both = fayek2020.fusion_inputs(parts, audio, audio, CPU)
+    build = partial(fayek2020.TABLE_4[name][2], 3)
+    kept = fayek2020.outputs_of(name, build, both, parts, None, None, 0, tmp_path, {}, audio)
+    a, v = sigmoid(2), sigmoid(-1)
+    assert np.allclose(kept["audio_weight"], a / (a + v), atol=1e-6)
+
+
 def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):
-    flags = ["--data", root, "--audio-epochs", 2, "--seed", 4, "--out"]
+    flags = ["--data", root, "--audio-epochs", 2, "--seed", 4, "--fusion-epochs", 2, "--out"]
     run(*flags, tmp_path / "whole")
     quick[:] = []
-    for stop in ("audio-4.checkpoint", "audio-4.npz", "visual-4.npz", "MLP-4.npz", "results-4.json"):
 
-        def killed(path, content, write, stop=stop):
-            write(path, content)
-            if path.name == stop:
-                raise KeyboardInterrupt
+    def killed(path, *content, write, stop):
+        result = write(path, *content)
+        if path.name.startswith(stop):
+            raise KeyboardInterrupt
+        return result
 
+    for stop in ("audio-4.checkpoint", "audio-4-", "visual-4-", "MLP-4-", "results-4.json"):
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command goes on"):
-            patch.setattr(fayek2020, "write", partial(killed, write=fayek2020.write))
-            patch.setattr(fayek2020.plumbing, "save_tensors", partial(killed, write=fayek2020.plumbing.save_tensors))
+            for place, name in ((plumbing, "cached"), (plumbing, "write_text"), (plumbing, "save_tensors")):
+                patch.setattr(place, name, partial(killed, write=getattr(place, name), stop=stop))
             run(*flags, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.checkpoint"))
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.npy")}
     run(*flags, tmp_path / "out")
-    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npz")}
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.npy")}
     # once to begin, once to go on and once for the best weights; then what is there is never built or touched again
     assert quick == ["audio", "audio", "audio", "visual", "visual"]
-    for path in (tmp_path / "whole").glob("*-4.npz"):
-        one, other = arrays(path), arrays(tmp_path / "out" / path.name)
-        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    for path in (tmp_path / "whole").glob("*/*.npy"):
+        assert np.array_equal(np.load(path), np.load(tmp_path / "out" / path.relative_to(tmp_path / "whole")))
     assert (tmp_path / "whole/table.txt").read_text() == (tmp_path / "out/table.txt").read_text()
+    # other epochs of fusion: only fusion is trained again
+    run(*flags[:-3], "--fusion-epochs", 1, "--out", tmp_path / "out")
+    assert len(quick) == 5
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.npy")}
+    assert {path.parent.name.split("-")[0] for path in kept.keys() & now.keys()} == {"audio", "visual"}
+    assert len(kept) == len(now)
     capsys.readouterr()
 
 
-def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys, monkeypatch, quick):
+def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys, quick):
     out = tmp_path / "out"
-    flags = ["--data", root, "--audio-epochs", 1, "--precision", "fp32", "--out", out]
+    flags = ["--data", root, "--audio-epochs", 1, "--fusion-epochs", 1, "--precision", "fp32", "--out", out]
     run(*flags)
     for more, message in (
-        (["--audio-epochs", 3], "run.json: is of runs with audio {'epochs': 1,"),
-        (["--audio-rates", 0.1], "run.json: is of runs with audio {"),
-        (["--precision", "bf16"], "run.json: is of runs with precision fp32; give the same flags, or another --out"),
+        (["--audio-epochs", 3], "run.json: is of a run with audio schedule {'epochs': 1,"),
+        (["--audio-rates", 0.1], "run.json: is of a run with audio schedule {"),
+        (["--precision", "bf16"], "is of a run with precision fp32, not bf16; give the same flags, or name another"),
     ):
         assert message in refused(capsys, *flags, *more)
-    good = arrays(out / "visual-0.npz")
-    weighed = arrays(out / "attention-0.npz")
-    np.savez(out / "attention-0.npz", **{**weighed, "audio_weight": weighed["audio_weight"] - 2})
-    assert "attention-0.npz: not the outputs" in refused(capsys, *flags)
-    bad = {
-        "other clips": {**good, "public clips": good["public clips"][::-1]},
-        "shape": {**good, "validation": good["validation"][:, :1]},
-        "not finite": {**good, "training": good["training"] * np.nan},
-        "no probability": {**good, "public": good["public"] + 1},
-        "a part is missing": {key: value for key, value in good.items() if key != "public"},
-    }
-    for content in bad.values():
-        np.savez(out / "visual-0.npz", **content)
-        assert f"{out}/visual-0.npz: not the outputs of this system for these clips; delete" in refused(capsys, *flags)
-    np.savez(out / "visual-0.npz", **good)
-    other = arrays(out / "audio-0.npz")
-    np.savez(out / "audio-0.npz", **{**other, "training": other["training"] / 2})
-    assert "regression-0.npz: not the outputs" in refused(capsys, *flags)  # what was fused is not there any more
-    np.savez(out / "audio-0.npz", **other)
-    (out / "visual-0.npz").write_bytes(b"PK")
-    assert "visual-0.npz: not the outputs" in refused(capsys, *flags)
-    (out / "visual-0.npz").unlink()
-    (out / "audio-0.npz").unlink()
-    for content in (b"no", (1, 2)):
+    (path,) = out.glob("visual-0-*/validation.npy")
+    good = path.read_bytes()
+    for content in (np.zeros((4, 1), np.float32), np.zeros((4, 2))):
+        np.save(path, content)
+        error = refused(capsys, *flags)
+        assert f"{path.parent}: the cache is damaged (other shapes or types); delete this folder" in error
+    path.write_bytes(good[:50])
+    assert "damaged" in refused(capsys, *flags)
+    path.write_bytes(good)
+    for path in out.glob("audio-0-*/*"):
+        path.unlink()
+    path.parent.rmdir()
+    for content in (b"no", (1, 2), {"rate": 1, "best": {}}):
         path = out / "audio-0.checkpoint"
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         assert "audio-0.checkpoint: is not a checkpoint of this program; delete it" in refused(capsys, *flags)
     rows = tiny_rows()
     rows["public"][1] = "p1.wav\t0.300\t1.000\tDog"
     write_tiny(root, rows, ["resnet152"])
-    assert "run.json: is of runs with other data; give" in refused(capsys, *flags)
+    assert "run.json: is of a run with clips " in refused(capsys, *flags)
     for content in ("[]", "{}", "no"):
         (out / "run.json").write_text(content)
         assert "run.json: was not written by this program" in refused(capsys, *flags)
@@ -550,7 +589,8 @@ def test_bad_input_gets_one_line(root, tmp_path, capsys, quick):
         (root / f"visual/resnet152/{name}.npy").unlink()
     assert "resnet152: only one training clip" in refused(capsys, "--data", root, "--out", out)
     assert not out.exists()
-    for flags in ("--runs 0", "--audio-epochs 0", "--audio-rates 0", "--seed -1", "--visual a/b", "--data="):
+    bad = "--runs 0|--audio-epochs 0|--fusion-epochs 0|--audio-rates 0|--audio-rates nan|--seed -1|--visual a/b|--data="
+    for flags in bad.split("|"):
         with pytest.raises(SystemExit) as stop:
             run(*flags.split())
         assert stop.value.code == 2
@@ -562,38 +602,31 @@ def test_toy_data_are_the_default(tmp_path, monkeypatch, capsys, quick):
         write_tiny(tmp_path / folder, streams=["openl3"])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fayek2020.toy, "make_toy", make_toy)
+    monkeypatch.setattr(tagging.toy, "make_toy", make_toy)
     run()
     text = capsys.readouterr().out
     assert "TOY DATA: these scores are not comparable with the paper" in text and "epoch 3/3 at rate 0.001" in text
     config = json.loads((tmp_path / "runs/fayek2020-toy-tagging/run.json").read_text())
-    assert config["stream"] == "openl3" and config["audio"]["batch"] == 4
+    assert config["visual"] == "openl3" and config["audio schedule"]["batch"] == 4
 
 
-def test_scores_by_hand_and_beside_scikit_learn():
-    parts = some_parts((3, 40, 60))
-    rng = np.random.default_rng(3)
-    outputs = {name: (rng.integers(0, 21, part.tags.shape) / 20).astype(np.float32) for name, part in parts.items()}
-    got, tags = fayek2020.score(parts, outputs), parts["public"].tags
-
-    def micro(part, threshold):
-        found, true = outputs[part].astype(float) > threshold, parts[part].tags
-        return 2 * np.sum(found & true) / (found.sum() + true.sum())
-
-    f1 = {threshold: micro("validation", threshold) for threshold in np.arange(1, 100) / 100}
-    assert got["threshold"] == max(f1, key=f1.get) and same(got["F1"], micro("public", got["threshold"]))
-    sklearn = pytest.importorskip("sklearn.metrics")
-    columns = list(zip(tags.T, outputs["public"].T))
-    assert same(got["mAP"], np.mean([sklearn.average_precision_score(t, s) for t, s in columns]))
-    assert same(got["mAUC"], np.mean([sklearn.roc_auc_score(t, s) for t, s in columns]))
-
-
-def test_the_papers_figures_stand_beside_those_on_audioset_alone():
+def test_the_papers_figures_stand_below_those_on_its_data_alone(root, tmp_path, monkeypatch, quick, capsys):
     scores = {"mAP": 0.5, "mAUC": 0.75, "F1": 0.625, "threshold": 0.3}
-    text = fayek2020.table_text([{"audio": scores, "attention, without n_av": scores}], on_audioset=True)
+    text = fayek2020.table_text([{"audio": scores, "attention, without n_av": scores}], as_paper=True)
     rows = [line.split() for line in text.splitlines()]
     assert rows[1] == ["audio", "50.00", "75.00", "62.50"] and rows[2] == ["the", "paper:", "38.35", "97.12"]
     assert rows[4] == ["the", "paper:", "40.84", "95.15"] and "cannot be compared" not in text
+    # the command: by the classes' names, not by their number, and by the stream
+    flags = ["--audio-epochs", 1, "--fusion-epochs", 1, "--data", root, "--out", tmp_path / "out"]
+    for known, stream, wanted in ((["Cat", "Dog"], "resnet152", True), (["Cat", "Cow"], "resnet152", False),
+                                  (["Cat", "Dog"], "openl3", False)):  # fmt: skip
+        monkeypatch.setattr(fayek2020, "AUDIOSET", ("", plumbing.fingerprint((), known)))
+        if stream == "openl3":
+            (root / "visual/resnet152").rename(root / "visual/openl3")
+            flags[-1] = tmp_path / "other"
+        run(*flags, "--visual", stream)
+        out = capsys.readouterr().out
+        assert ("the paper: " in out) == wanted != ("cannot be compared" in out)
 
 
 def test_analysis_counts_by_hand(tmp_path, monkeypatch):
@@ -605,10 +638,34 @@ def test_analysis_counts_by_hand(tmp_path, monkeypatch):
     mixed = np.concatenate([right[:, :1], wrong[:, 1:]], 1)
     attention = {"public": right, "audio_weight": np.array([[0.05, 1, 1], [1, 1, 1], [0, 0.6, 1], [0, 0.8, 1]])}
     runs = [{"audio": {"public": wrong}, "visual": {"public": mixed}, "attention": attention}]
-    text = fayek2020.analyse(["A", "B", "C"], part, runs, tmp_path)
+    text = fayek2020.analyse(["A", "B", "C"], part, runs, tmp_path, as_paper=False)
     # A: vision is right, so there is no gain; weight 0.05. B: only attention is right, weight 0.7. C has no clip
-    assert [int(line.split()[-1]) for line in text.splitlines()] == [2, 1, 1, 1, 0, 0, 1, 1]
+    assert [int(line.split()[-1]) for line in text.splitlines()] == [2, 1, 1, 1, 0, 0, 1, 0, 1, 0]
+    text = fayek2020.analyse(["A", "B", "C"], part, runs, tmp_path, as_paper=True)
+    paper = [line.split("the paper: ")[1] for line in text.splitlines()]  # Sec. 5.1, 5.2
+    assert paper == "527|117|439|91|15|3|most|over 110|over 70|around 38".split("|")
     lines = (tmp_path / "analysis.tsv").read_text().splitlines()
     assert lines[1].split() == ["A", "2", "0.5000", "1.0000", "1.0000", "0.0000", "0.0500"]
     assert lines[2].split() == ["B", "2", "0.5000", "0.5000", "1.0000", "0.5000", "0.7000"]
     assert lines[3].split() == ["C", "0", *5 * ["nan"]]
+
+
+def test_limits_of_the_analysis(tmp_path, monkeypatch):
+    monkeypatch.setattr(fayek2020.plots, "plot_fusion", lambda *arguments: None)
+    gains = [0.11, 0.09, 0.04, -0.04, -0.06, -0.09, -0.11, -0.2]  # points / 100, by class; vision is ahead in three
+    weights = [0.995, 0.985, 0.51, 0.49, 0.11, 0.1, 0.011, 0.009]
+
+    def precision(tags, scores):  # each system's "outputs" are its precisions
+        return scores[0, 0]
+
+    monkeypatch.setattr(tagging, "mean_average_precision", precision)
+    single = np.full((1, 8), 0.5)
+    visual = single + np.array([0, 0.1, 0.1, 0.1, -0.1, 0, 0, 0])
+    fused = np.maximum(single, visual) + gains
+    part = SimpleNamespace(tags=np.ones((1, 8), bool), present=np.array([True]))
+    run = {"audio": {"public": single}, "visual": {"public": visual},
+           "attention": {"public": fused, "audio_weight": np.array([weights])}}  # fmt: skip
+    text = fayek2020.analyse(list("abcdefgh"), part, [run], tmp_path, as_paper=False)
+    counts = {line.strip()[:-4].strip(): int(line.split()[-1]) for line in text.splitlines()[:7]}
+    assert list(counts.values()) == [8, 3, 3, 1, 4, 2, 3]
+    assert [int(line.split()[-1]) for line in text.splitlines()[7:]] == [1, 3, 1]

@@ -288,15 +288,15 @@ def read_npy(samples, path):
     features.read_visual(path, samples.vectors)
 
 
-def make_vggish(samples, rng, folder):
+def make_vectors_of_sound(samples, rng, folder):
     file = io.BytesIO()
     np.save(file, samples.vectors[:10].repeat(22, 1)[:, :128])
     (folder / "x.npy").write_bytes(damaged(rng, file.getvalue(), 128))
     return (folder / "x.npy",)
 
 
-def read_vggish(samples, path):
-    assert boes2019.vggish(path).shape == (10, 128)
+def read_vectors_of_sound(samples, path):
+    assert boes2019.read_sound(path).shape == (10, 128)
 
 
 def make_weights(samples, rng, folder):
@@ -376,7 +376,7 @@ KINDS = {  # name: (what makes a damaged file, what reads it, how many by defaul
     "tables of a set": (make_table(*LAYOUT), read_set, 8),
     "tables to score": (make_scored, read_scored, 20),
     "vectors": (make_npy, read_npy, 60),
-    "vectors of VGGish": (make_vggish, read_vggish, 20),
+    "vectors of VGGish": (make_vectors_of_sound, read_vectors_of_sound, 20),
     "weights": (make_weights, read_weights, 4),
     "cache": (make_cache, read_cache, 10),
     "model.pt": (make_model, read_model, 15),

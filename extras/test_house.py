@@ -33,7 +33,7 @@ ARROWS = {  # who may import whom: always the same floor or a lower one
     "extras.predict": GROUND | CELLAR | {"extras.embeddings", "extras.plots"},
     "extras.tables": GROUND | CELLAR | {"extras.toy", "extras.plots"},
     "extras.score": {"features", "metrics", "extras.plumbing"},
-    "extras.tagging": {"features", "metrics", "extras.plumbing"},
+    "extras.tagging": {"features", "metrics", "extras.plumbing", "extras.toy"},
     "extras.benchmark": GROUND | CELLAR,
     "extras.learned_weights": GROUND | CELLAR | {"extras.toy"},
     "extras.boes2019": OLDER | {"extras.embeddings"},

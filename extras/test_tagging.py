@@ -1,14 +1,17 @@
 """Tests of clips and their classes: which clips, with which labels, what is heard and seen of them, what is refused;
-ranking metrics
+scores, reports, flags
 """
 
+import json
 import math
 
 import numpy as np
 import pytest
+import torch
 
 import features
-from extras.tagging import load_tagging, mean_auc, mean_average_precision
+from extras import tagging
+from extras.tagging import Part, load_tagging, mean_auc, mean_average_precision
 from features import InputError
 from test_avsed import quiet, same, write_tiny
 
@@ -99,6 +102,8 @@ def test_what_bad_input_gets(tmp_path):
         return str(error.value)
 
     assert "no: no such folder; --data wants" in refused(tmp_path / "no")
+    with pytest.raises(InputError, match="set/sound/vggish: no such folder; extras/README.md says how to make it"):
+        load(root, sound="sound/vggish")
     assert "vgg16: no such folder" in refused(root, "vgg16")
     table = root / "metadata/validation/validation.tsv"
     whole = table.read_text()
@@ -114,7 +119,32 @@ def test_what_bad_input_gets(tmp_path):
     assert "no vectors of finite numbers for any clip of training" in refused(root)
 
 
-def test_average_precision_and_auc():
+def test_inputs_are_standardised_by_the_last_dimension_of_training_clips(tmp_path):
+    parts = load(write_tiny(tmp_path / "set"))[1]
+    train, public = parts["training"], parts["public"]
+    rows = train.video[train.present].reshape(-1, 6).astype(float)  # three vectors of each clip with video
+    wanted = (public.video[[2, 0]] - rows.mean(0)) / rows.std(0)
+    assert np.allclose(public.inputs("video", [2, 0], torch.device("cpu")), wanted, atol=1e-3)
+    mean, deviation = train.audio.mean(0), train.audio.std(0)
+    heard = public.inputs("audio", np.array([1]), torch.device("cpu"))
+    assert np.allclose(heard, (public.audio[[1]] - mean) / np.maximum(deviation, 1e-3), atol=1e-3)
+    assert (train.inputs("video", [0, 4], "cpu")[0] == 0).all()  # no video: the mean
+    assert (train.inputs("video", [0, 4], "cpu")[1] != 0).any()
+    assert train.clips().tolist() == [*range(8)] and train.clips(with_video=True).tolist() == [4, 5, 6, 7]
+
+
+def test_other_clips_labels_or_videos_have_another_hash():
+    def of(names="ab", tags=((1, 0), (0, 1)), present=(True, False), classes=("Cat", "Dog"), with_video=False):
+        part = Part(2, list(names), np.array(tags, bool), [], present=np.array(present))
+        return tagging.identity(list(classes), {"public": part}, with_video)
+
+    changed = (dict(names="ac"), dict(tags=((1, 0), (1, 1))), dict(classes=("Cat", "Cow")))
+    assert len({of(), *(of(**change) for change in changed)}) == 4
+    assert of(present=(True, True)) == of() != of(with_video=True) != of(with_video=True, present=(True, True))
+    assert of(with_video=True, names="ac") == of(with_video=True)  # the other clip is not used
+
+
+def test_average_precision_and_auc_by_hand():
     targets, scores = np.array([[1], [0], [1], [0]]), np.array([[0.9], [0.8], [0.7], [0.1]])
     assert same(mean_average_precision(targets, scores), (1 + 2 / 3) / 2)
     assert same(mean_auc(targets, scores), 0.75)
@@ -122,11 +152,81 @@ def test_average_precision_and_auc():
     assert same(mean_average_precision(targets, np.zeros((4, 1))), 0.5)
     assert math.isnan(mean_auc(targets * 0, scores)) and math.isnan(mean_auc(targets * 0 + 1, scores))
     assert math.isnan(mean_average_precision(targets * 0, scores))
-    rng = np.random.default_rng(0)
-    targets, scores = rng.random((30, 4)) < 0.3, rng.integers(0, 6, (30, 4)) / 5
-    targets[:, 3] = False  # a class without positive clip is left out
+    # ties: at 0.5 a positive and two negatives come together, at 0.2 two positives and a negative
+    targets, scores = np.array([[1, 0, 0, 1, 1, 1, 0]]).T, np.array([[0.5, 0.5, 0.5, 0.9, 0.2, 0.2, 0.2]]).T
+    assert same(mean_average_precision(targets, scores), (1 / 1 + 2 / 4 + 2 * 4 / 7) / 4)
+    pairs = 3 + (1 + 0.5 + 0.5) + 2 * 0.5  # of 12: 0.9 beats three, 0.5 beats one and ties with two, each 0.2 ties
+    assert same(mean_auc(targets, scores), pairs / 12)
+    # classes count alike, however many clips they have; one without a positive clip is left out
+    targets = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    scores = np.array([[0.1, 0.9, 1], [0.2, 0.3, 1], [0.3, 0.4, 1]])
+    assert same(mean_average_precision(targets, scores), (1 / 3 + (1 + 2 / 3) / 2) / 2)
+    assert same(mean_auc(targets, scores), (0 + 0.5) / 2)
+
+
+def random_scores(seed=0, shape=(40, 4)):
+    rng = np.random.default_rng(seed)
+    targets, scores = rng.random(shape) < 0.3, rng.integers(0, 6, shape) / 5
+    targets[:, -1] = False  # a class without positive clip is left out
+    return targets, scores
+
+
+def test_average_precision_and_auc_by_pairs_and_ranks():
+    targets, scores = random_scores()
     columns = [(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
     pairs = [np.mean([(p > q) + 0.5 * (p == q) for p in s[t] for q in s[~t]]) for t, s in columns]
     assert same(mean_auc(targets, scores), np.mean(pairs))
     precisions = [np.mean([t[s >= p].mean() for p in s[t]]) for t, s in columns]  # at the rank of each positive clip
     assert same(mean_average_precision(targets, scores), np.mean(precisions))
+
+
+def test_average_precision_and_auc_beside_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    for seed in range(20):
+        targets, scores = random_scores(seed)
+        columns = [(t, s) for t, s in zip(targets.T, scores.T) if t.any()]
+        wanted = np.mean([sklearn.average_precision_score(t, s) for t, s in columns])
+        assert same(mean_average_precision(targets, scores), wanted)
+        assert same(mean_auc(targets, scores), np.mean([sklearn.roc_auc_score(t, s) for t, s in columns]))
+
+
+def test_one_threshold_for_all_classes_is_chosen_on_validation():
+    rng, tags, scores = np.random.default_rng(3), {}, {}
+    for name, n in (("validation", 40), ("public", 60)):
+        tags[name] = rng.random((n, 3)) < 0.4
+        noise = rng.integers(0, 21, (n, 3)) / 40
+        scores[name] = (0.3 * tags[name] + noise + (0.2 if name == "public" else 0)).astype(np.float32)
+
+    def micro(name, threshold):
+        found = scores[name].astype(float) > threshold
+        return 2 * np.sum(found & tags[name]) / (found.sum() + tags[name].sum())
+
+    got = tagging.score(tags, scores)
+    f1 = {name: {t / 100: micro(name, t / 100) for t in range(1, 100)} for name in tags}
+    best, other = (max(f1[name].values()) for name in ("validation", "public"))
+    assert f1["validation"][got["threshold"]] == best and f1["public"][got["threshold"]] < other
+    assert same(got["F1"], micro("public", got["threshold"])) and got.keys() == {"F1", "mAP", "mAUC", "threshold"}
+    equals = [t for t, value in f1["validation"].items() if value == best]
+    assert len(equals) > 1 and got["threshold"] == min(equals, key=lambda t: abs(t - 0.5))  # the one next to 0.5
+    assert same(got["mAP"], mean_average_precision(tags["public"], scores["public"]))
+    assert same(got["mAUC"], mean_auc(tags["public"], scores["public"]))
+    sure = np.array([[0.9, 0.1], [0.1, 0.8]])
+    assert tagging.score(*(dict.fromkeys(tags, x) for x in (sure > 0.5, sure)))["threshold"] == 0.5  # many are as good
+
+
+def test_mean_and_deviation():
+    assert tagging.mean_and_deviation([1.0, 2.0, 4.0], 2) == "2.33 ± 1.53"  # sqrt((16 + 1 + 25) / 9 / 2) = 1.53
+    assert tagging.mean_and_deviation([70.149], 1) == "70.1"
+
+
+def test_a_report_is_of_the_same_run_or_refused(tmp_path):
+    path, wanted = tmp_path / "r.json", {"epochs": 3, "positions": ("video",)}
+    assert tagging.read_report(path, wanted) is None
+    path.write_text(json.dumps({**wanted, "F1": 0.5}))
+    assert tagging.read_report(path, wanted) == {"epochs": 3, "positions": ["video"], "F1": 0.5}
+    with pytest.raises(InputError, match="r.json: is of a run with epochs 3, not 4; give the same flags, or name"):
+        tagging.read_report(path, {**wanted, "epochs": 4})
+    for content in ("{}", "[]", "{", "3", "\udcff"):
+        path.write_text(content, errors="surrogateescape")
+        with pytest.raises(InputError, match="r.json: was not written by this program; name another --out"):
+            tagging.read_report(path, wanted)
