@@ -307,7 +307,8 @@ def scripted(monkeypatch, losses):
 
 
 def test_the_loop(parts, monkeypatch):
-    optimizers, adam, drawn, read = [], torch.optim.Adam, [], boes2019.both_inputs
+    optimizers, adam, drawn, read, modes = [], torch.optim.Adam, [], boes2019.both_inputs, []
+    make_network = boes2019.make_network
 
     def watched(parameters, **settings):
         optimizers.append((adam(parameters, **settings), settings))
@@ -317,8 +318,14 @@ def test_the_loop(parts, monkeypatch):
         drawn.append((part, clips.tolist()))
         return read(part, clips, *more)
 
+    def listened_to(*arguments):
+        net = make_network(*arguments)
+        net.register_forward_pre_hook(lambda net, pair: modes.append(net.training))
+        return net
+
     monkeypatch.setattr(torch.optim, "Adam", watched)
     monkeypatch.setattr(boes2019, "both_inputs", noted)
+    monkeypatch.setattr(boes2019, "make_network", listened_to)
     parts["validation"].tags[:] = True
     lines, config = [], Config(epochs=12, batches=1)
     # falls, rises above some, but not above all of the seven before; then in epoch 10 above all of them
@@ -341,6 +348,9 @@ def test_the_loop(parts, monkeypatch):
     boes2019.train(sound, parts, CPU, quiet)
     assert 6 in {i for part, clips in drawn if part is parts["training"] for i in clips}
     assert [clips for part, clips in drawn if part is parts["validation"]] == [list(range(12))]
+    modes.clear()
+    boes2019.train(Config(epochs=2, batches=1), parts, CPU, quiet)
+    assert modes == [True, False, True, False]  # dropout in training, and in training alone
 
 
 def test_a_seed_gives_the_same_bits(parts, monkeypatch):
@@ -456,6 +466,10 @@ def test_a_run_is_done_once(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(boes2019, "train", None)  # not called
         assert command(capsys, *flags).splitlines()[-1] == text.splitlines()[-1]
+    (out / "video-audio-video-mean-sigmoid-0.pt").unlink()  # a run of the table keeps no states: it is trained again
+    again = command(capsys, *flags)
+    assert "epoch  2/2" in again and again.splitlines()[-1].split("|")[:4] == text.splitlines()[-1].split("|")[:4]
+    assert (out / "video-audio-video-mean-sigmoid-0.pt").exists()
     error = refused(capsys, *flags, "--epochs", 3)
     assert "is of a run with epochs 2, not 3; give the same flags, or name another --out" in error
     assert "sound/vggish: no such folder" in refused(capsys, *flags, "--sound", "vggish")
@@ -545,23 +559,23 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(boes2019.plots, "figure_class", dict)  # whether matplotlib is there or not
     monkeypatch.setattr(boes2019.plots, "plot_synchronization", lambda *arguments: drawn.append(arguments))
     frames = np.arange(50)[:, None, None, None] * np.ones((50, 2, 2, 3), np.uint8)
-    monkeypatch.setattr(boes2019.embeddings, "read_frames", lambda path, *_: frames + (path.stem == "v0"))
+    monkeypatch.setattr(boes2019.embeddings, "read_frames", lambda path, *_: frames + (path.stem == "v2"))
     (root / "video").mkdir()
     for name in ("v0", "v2"):
         (root / f"video/{name}.mp4").touch()
     flags = ("--data", root, "--visual", "openl3", "--sound", "log-mel", "--out", out, "--epochs", 2, "--batches", 1)
-    command(capsys, *flags, "--attention", "v0.wav", "--step", 4)
-    text = command(capsys, *flags, "--attention", "v0.wav", "--system", "audio-video-video-mean-softmax")
+    command(capsys, *flags, "--attention", "v2.wav", "--step", 4)
+    text = command(capsys, *flags, "--attention", "v2.wav", "--system", "audio-video-video-mean-softmax")
     (path, log_mel, stills, weights, query, query_is, first, step), other = drawn
-    assert path.name == "v0-video-audio-none-mean-softmax-0-step4.png"
+    assert path.name == "v2-video-audio-none-mean-softmax-0-step4.png"
     assert (query, query_is, first, step) == (4, "audio", "video", 0.96)
-    assert np.array_equal(log_mel, features.log_mel(features.load_audio(root / "audio/validation/v0.wav")))
+    assert np.array_equal(log_mel, features.log_mel(features.load_audio(root / "audio/validation/v2.wav")))
     # 50 frames: the picture ends early, and its last one stays
     assert stills[:, 0, 0, 0].tolist() == [1 + min(k, 49) for k in boes2019.PICTURES]
     assert other[5:7] == ("video", "audio")
     # the maps are of the last block of the last state, for that clip; without --step, where its class is surest
     parts = load(root, root / "cache")
-    place = parts["validation"].filenames.index("v0.wav")
+    place = parts["validation"].filenames.index("v2.wav")
     for system, (*_, maps, step, _, _, _) in zip(("video-audio-none", "audio-video-video"), drawn):
         config = {config.system: config for config in SYSTEMS}[f"{system}-mean-softmax"]
         net = boes2019.make_network(config, parts).eval()
@@ -572,9 +586,9 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
         assert maps.shape == (3, 10, 10) and np.allclose(wanted[0], maps, atol=1e-6)
     likeliest = pooled[0].argmax()
     assert step == steps[0, :, likeliest].argmax()
-    assert f"v0.wav, step {step} of 10, {['Cat', 'Dog'][likeliest]} {steps[0, step, likeliest]:.2f}: " in text
+    assert f"v2.wav, step {step} of 10, {['Cat', 'Dog'][likeliest]} {steps[0, step, likeliest]:.2f}: " in text
     (out / "video-audio-none-mean-softmax-0.pt").write_bytes(b"PK")
-    assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v0.wav")
+    assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v2.wav")
     # sound alone: its own clips, with or without video
     command(capsys, *flags, "--attention", "v1.wav", "--system", "audio-audio-none-max-softmax")
     assert drawn[-1][5:7] == ("audio", "audio") and len(drawn[-1][2]) == 0

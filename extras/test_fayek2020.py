@@ -289,6 +289,7 @@ def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
     def step(network, optimizer, x, tags):
         (group,) = optimizer.param_groups
         seen.append((group["lr"], group["weight_decay"], len(tags)))
+        assert network.training
         return taken(network, optimizer, x, tags)
 
     taken = fayek2020.step
