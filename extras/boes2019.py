@@ -9,7 +9,7 @@ W. Boes, H. Van hamme. Audiovisual Transformer Architectures for Large-Scale Cla
 Weakly Labeled Audio Events. ACM Multimedia 2019. To be read beside it: its section stands at each piece. How to lay out
 data, and what a run leaves: extras/README.md. Clips and scores, which it shares with fayek2020.py: tagging.py.
 
-Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound), C classes.
+Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound, 4096 for VGG16's stills), C classes (17).
 """
 
 import copy
@@ -138,7 +138,7 @@ class Config:
     positions: tuple = ("video",)  # modalities with positional encodings
     pooling: str = "mean"
     attention: str = "sigmoid"
-    all_clips: bool = False  # else those with video alone (Boes 2019, Sec. 3.1); needs audio alone
+    all_clips: bool = False  # or only those with video, 95 % of the paper's (Boes 2019, Sec. 3.1)? needs audio alone
     epochs: int = PAPER["epochs"]
     batches: int = PAPER["batches"]
     seed: int = 0
@@ -211,7 +211,10 @@ def cross_entropy(probabilities, tags):
 
 
 def should_stop(losses):
-    """Is the validation loss of the last epoch higher than all those of the seven before? (Boes 2019, Sec. 3.2.8)"""
+    """Is the validation loss higher than after all of the seven epochs before? (Boes 2019, Sec. 3.2.8)
+
+    ours: it takes seven epochs before, so the eighth is the first that may be the last
+    """
     return len(losses) > LAST and losses[-1] > max(losses[-1 - LAST : -1])
 
 
@@ -280,7 +283,8 @@ def complete_run(config, parts, data, out, device, log, keep=False):
     states, losses = train(config, parts, device, log)
     tags = {name: part.tags[part.clips(with_video=not config.all_clips)] for name, part in parts.items()}
     averaged = {name: ensemble(states, parts[name], config, parts, device) for name in ("validation", "public")}
-    scores = tagging.score(tags, averaged)  # of these the paper has F1; mAP and mAUC to compare with Fayek 2020
+    # micro F1 with one threshold for all classes (Boes 2019, Sec. 3.2.10, 4.1); mAP, mAUC: to compare with Fayek 2020
+    scores = tagging.score(tags, averaged)
     report = {**wanted, **scores, "losses": losses, "seconds": time.monotonic() - started}
     out.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's

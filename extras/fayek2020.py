@@ -44,6 +44,7 @@ HIDDEN = 512  # units of every network that fuses (Fayek 2020, Sec. 3.3, 4.2)
 
 
 def convolution(n_in, n_out, kernel, padding=0):
+    """All but the last have batch norm and ReLU behind them (Fayek 2020, Table 1)"""
     return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, padding=padding), nn.BatchNorm2d(n_out), nn.ReLU())
 
 
@@ -214,9 +215,13 @@ def fusion_inputs(parts, audio, visual, device):
     for outputs in (audio, visual):
         training = outputs["training"][parts["training"].present]
         mean, deviation = training.mean(0, np.float64), training.std(0, np.float64)
-        deviation = np.maximum(deviation, 1e-6)  # ours: a constant output stays finite
-        h.append({name: ((outputs[name] - mean) / deviation).astype(np.float32) for name in parts})
-    return lambda name, clips: [torch.from_numpy(outputs[name][clips]).to(device) for outputs in h]
+        h.append((outputs, mean, np.maximum(deviation, 1e-6)))  # ours: a constant output stays finite
+
+    def both(name, clips):
+        standardised = [(outputs[name][clips] - mean) / deviation for outputs, mean, deviation in h]
+        return [torch.from_numpy(values).float().to(device) for values in standardised]
+
+    return both
 
 
 # --- training (Fayek 2020, Sec. 4.2) ---------------------------------------------------------------------------------
@@ -392,12 +397,15 @@ def outputs_of(system, build, inputs, parts, clips, schedule, seed, out, config,
 
 # --- scores (Fayek 2020, Sec. 4.2, 5) --------------------------------------------------------------------------------
 
-# hashes of the 527 sorted names, and of the ids, in AudioSet's class_labels_indices.csv
+# hashes of the 527 sorted names, and of the ids, in AudioSet's class_labels_indices.csv (Fayek 2020, Sec. 4.1)
 AUDIOSET = ("42fc9b3cd04b1a93", "78047b7ab87808d7")
 
 
 def table_text(results, as_paper):
-    """Tables 2 and 4 over runs, percent. results: for each run a dict of system -> scores; as_paper: see `run`"""
+    """Tables 2 and 4 over runs, percent; mAP and mAUC are means over the classes (Fayek 2020, Sec. 4.2).
+
+    results: for each run a dict of system -> scores; as_paper: the paper's figures stand below
+    """
     names = ("mAP", "mAUC", "F1")
     lines = [f"{f'runs: {len(results)}':40}" + "".join(f"{name:16}" for name in names)]
     for system in results[0]:
