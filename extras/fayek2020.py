@@ -235,6 +235,10 @@ class Schedule:
     l2: float = 0.0
     decay: bool = False  # the rate falls to zero along half a cosine
 
+    def at(self, rate, epoch):
+        """What a rate has become after some epochs, and a part of one"""
+        return rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2 if self.decay else rate
+
 
 # ours, all of it: the paper refers to another paper. One rate, since each takes as long as all else together
 AUDIO, TOY_AUDIO = Schedule(20, 32, (1e-3,), decay=True), Schedule(3, 4, (1e-3,), decay=True)
@@ -256,20 +260,18 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
         optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=schedule.l2)
         done = restore(checkpoint, schedule, rate, network, optimizer, best) if checkpoint else 0
         for epoch in range(done, schedule.epochs):
-            started = time.monotonic()
+            total, started = 0.0, time.monotonic()
             order = np.random.default_rng([seed, epoch]).permutation(clips["training"])
             batches = np.array_split(order, math.ceil(len(order) / schedule.batch))  # ours: of one size, +- a clip
             network.train()
             for i, picked in enumerate(batches):
-                if schedule.decay:
-                    share = (epoch + i / len(batches)) / schedule.epochs
-                    optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
-                loss = step(network, optimizer, inputs("training", picked), parts["training"].tags[picked])
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate}")
+                optimizer.param_groups[0]["lr"] = schedule.at(rate, epoch + i / len(batches))
+                total += step(network, optimizer, inputs("training", picked), parts["training"].tags[picked])
                 if checkpoint:
-                    label = f"{name}, epoch {epoch + 1}/{schedule.epochs}"
-                    plumbing.show_progress(label, i + 1, len(batches), started)
+                    plumbing.show_progress(f"{name}, epoch {epoch + 1}", i + 1, len(batches), started)
+            if not math.isfinite(total):
+                log(f"{name}: the loss is not finite in epoch {epoch + 1} at rate {rate:g}, which is given up")
+                break
             scores = predict(network, inputs, "validation", clips["validation"])
             mean_ap = tagging.mean_average_precision(tags, scores)
             if mean_ap > best["mAP"]:  # ours: mAP, the paper says "the best model" and reports mAP first
@@ -279,6 +281,8 @@ def train(name, build, inputs, parts, clips, schedule, seed, checkpoint=None):
                 took = f"validation mAP {100 * mean_ap:.2f} | {plumbing.clock(time.monotonic() - started)}"
                 log(f"{name:6} epoch {epoch + 1}/{schedule.epochs} at rate {rate:g} | {took}")
                 keep(checkpoint, rate, epoch + 1, network, optimizer, best)
+    if "weights" not in best:
+        raise FloatingPointError(f"{name}: the loss is finite at none of the rates {schedule.rates}")
     network = build()
     network.load_state_dict(best.pop("weights"))
     return network, best

@@ -304,10 +304,17 @@ def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
     scores, seen[:] = iter([0.1, 0.2]), []
     fayek2020.train("x", build, inputs, parts, clips, Schedule(2, 6, (0.1,), decay=True), seed=3)
     assert np.allclose([rate for rate, *_ in seen], 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
-    scores = iter([0.1])
-    monkeypatch.setattr(fayek2020, "step", lambda *_: math.nan)
-    with pytest.raises(FloatingPointError, match="x: the loss is not finite in epoch 1 at rate 0.5"):
-        fayek2020.train("x", build, inputs, parts, clips, Schedule(1, 6, (0.5,)), seed=3)
+
+def test_a_rate_at_which_the_loss_is_not_finite_is_given_up(monkeypatch, capsys):
+    parts, losses = some_parts(), iter([1, 1, 1, math.nan, 1, 1, 1, 1])
+    build, inputs = linear(parts)
+    monkeypatch.setattr(fayek2020, "step", lambda *_: next(losses))  # two batches in an epoch
+    _, best = fayek2020.train("x", build, inputs, parts, every(parts), Schedule(2, 6, (0.5, 0.25)), seed=3)
+    assert best["epoch"] == 1 and next(losses, None) is None  # what was reached before counts
+    assert "x: the loss is not finite in epoch 2 at rate 0.5, which is given up" in capsys.readouterr().out
+    losses = iter([math.nan, 1, 1, math.nan])
+    with pytest.raises(FloatingPointError, match="x: the loss is finite at none of the rates"):
+        fayek2020.train("x", build, inputs, parts, every(parts), Schedule(2, 6, (0.5, 0.25)), seed=3)
 
 
 def test_training_learns_and_an_epoch_sees_every_clip_once(monkeypatch):
