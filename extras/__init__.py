@@ -14,7 +14,7 @@ plots       every picture
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 benchmark   times of a training step, and of the metrics beside their peers
-tagging     clips and their classes, and the ranking metrics of the two older systems
+tagging     what the two older systems share: clips and the classes they hold, scores, reports of runs
 learned_weights  interpolation weights that depend on the clip: an example of how the project is extended
 boes2019    the audiovisual transformer of Boes & Van hamme 2019: network, training, Table 1, attention
 fayek2020   the late fusion of Fayek & Kumar 2020: networks, training, Tables 2 and 4, analysis
