@@ -13,7 +13,6 @@ Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound, 4096 
 """
 
 import copy
-import glob
 import json
 import time
 from collections import deque
@@ -358,7 +357,7 @@ def make_table(args, parts, data, out, device, log):
 
 
 def find_clip(args, parts):
-    """The clip whose picture is wanted -> its part, its index there, the file of its sound"""
+    """The clip whose picture is wanted -> its part, its index there"""
     clip = Path(args.attention).name
     places = [(part, part.filenames.index(clip)) for part in parts.values() if clip in part.filenames]
     if not places:
@@ -366,10 +365,9 @@ def find_clip(args, parts):
     [(part, i), *_] = places
     if not (part.present[i] or args.config.all_clips):
         raise InputError(f"--attention {clip}: has no picture, and the network is one that looks; choose another clip")
-    sound = next(Path(args.data, "audio").rglob(glob.escape(clip)), None)
-    if sound is None:
-        raise InputError(f"{args.data}/audio: {clip} is not there; the picture shows the clip's sound too")
-    return part, i, sound
+    if not part.paths[i].is_file():
+        raise InputError(f"{part.paths[i]}: is not there; the picture shows the clip's sound too")
+    return part, i
 
 
 @torch.inference_mode()
@@ -393,7 +391,8 @@ def attention_of(network, first, second):
 
 def draw_attention(args, classes, parts, place, out, device, log):
     """Write the picture of one clip: what one step of the second input attends to in the first (Sec. 4.2, Fig. 4-7)"""
-    (part, i, sound), config = place, args.config
+    (part, i), config = place, args.config
+    sound = part.paths[i]
     network, path = make_network(config, parts).to(device).eval(), out / f"{config.run}.pt"
     try:
         network.load_state_dict(plumbing.load_tensors(path)[-1])  # ours: the last state, maps of several would blur

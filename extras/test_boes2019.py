@@ -41,7 +41,7 @@ def some_parts():
         tags[:4] |= np.eye(4, dtype=bool)
         audio, video = (rng.standard_normal((12, 10, d)).astype(np.float32) for d in (5, 7))
         names, present = [f"{i}.wav" for i in range(12)], np.arange(12) != 6
-        parts[name] = Part(12, names, tags, [], audio, video, present, moments)
+        parts[name] = Part(12, names, tags, [], audio, video, present, statistics=moments)
     return parts
 
 
@@ -490,6 +490,7 @@ def test_what_bad_input_gets(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(boes2019.plots, "figure_class", dict)  # whether matplotlib is there or not
     root = write_set(tmp_path / "set")
     flags = ("--data", root, "--out", tmp_path / "out", "--visual", "openl3", "--sound", "log-mel", "--epochs", 1)
+    (root / "audio/validation/v2.wav").unlink()
     for more, message in (
         (("--data", tmp_path / "no"), "no: no such folder; --data wants"),
         (("--visual", "vgg16"), "vgg16: no such folder"),
@@ -502,6 +503,7 @@ def test_what_bad_input_gets(tmp_path, capsys, monkeypatch):
         (("--device", "nonsense"), "--device nonsense: not available"),
         (("--attention", "nobody.wav"), "no clip of this name is listed"),
         (("--attention", "v1.wav"), "has no picture, and the network is one that looks"),
+        (("--attention", "v2.wav"), "v2.wav: is not there; the picture shows the clip's sound too"),
         (("--runs", 2), "--runs is for --table alone"),
         (("--table", "--system", "video-video-none-max-sigmoid"), "--table does all systems"),
         (("--step", 2), "--step is of the clip that --attention names"),
