@@ -67,7 +67,7 @@ class Part:
 def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     """Read a data set -> sorted class names, dict of Part: training, validation, public.
 
-    hear: function of a sound file's path -> array, of one shape and type for all clips
+    hear: function of a sound file's path -> array (..., D), of one shape and type for all clips
     visual: name of a folder under root/visual, or None for sound alone; see: function of its vectors (64, D) -> array
     sound: "audio", or a folder under root with a .npy file for each clip, whose path `hear` gets then
     cache: folder; log: receives a line per part

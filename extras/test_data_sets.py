@@ -14,7 +14,7 @@ import torch
 
 import features
 import train
-from extras import embeddings, plumbing, runs, tagging
+from extras import embeddings, fayek2020, plumbing, runs, tagging
 from extras.plumbing import InputError
 from extras.test_bad_input import refused
 from test_avsed import CPU, HERE, LAYOUT, STRONG_HEADER, WEAK_HEADER, quiet, run, small, tiny_config  # noqa: F401
@@ -299,7 +299,8 @@ def test_one_unicode_form(tmp_path, monkeypatch):
     assert data.classes == ["Cat", "Dog", one] and f"3 classes: Cat, Dog, {one}" in printed
     weak = data.partitions["weak"]
     assert weak.filenames == [f"{one}1.wav", f"{one}2.wav", "w.wav"] and weak.present["openl3"].tolist() == [1, 1, 0]
-    classes, parts = tagging.load_tagging(root, features.load_audio, "openl3", np.mean, tmp_path / "c", log=quiet)
+    see, cache = fayek2020.mean_vector, tmp_path / "c"
+    classes, parts = tagging.load_tagging(root, features.load_audio, "openl3", see, cache, log=quiet)
     assert classes == data.classes and parts["training"].present.sum() == 2 and len(parts["training"].filenames) == 7
     (root / "video").mkdir(), (root / f"video/{two}1.mp4").touch()
     assert embeddings.inventory(root, ["openl3"], quiet)[f"{one}1"][0].name == f"{two}1.mp4"
