@@ -11,6 +11,7 @@ toy         the toy data sets; `python train.py` makes and uses one by itself
 embeddings  vectors of pretrained networks: visual ones from video, VGGish's from sound
 predict     events in recordings of any length
 plots       every picture
+page        every HTML page: one file, no network
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 benchmark   times of a training step, and of the metrics beside their peers

@@ -1,0 +1,144 @@
+"""Pages: whole, safe, and the pictures and sounds in them are what they were"""
+
+import base64
+import io
+import json
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import soundfile
+
+from extras import page
+
+NASTY = 'a<b>&"c\'</script><img src=x onerror=alert(1)>'
+
+
+class Tags(HTMLParser):
+    """What a reader of HTML finds in a text: tags that begin and end, and the text between them"""
+
+    def __init__(self, text):
+        super().__init__()
+        self.begun, self.ended, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.begun.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        self.ended.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.begun if name == tag]
+
+
+def content_of(uri):
+    kind, _, content = uri.removeprefix("data:").partition(";base64,")
+    return kind, base64.b64decode(content, validate=True)
+
+
+def test_a_page_is_whole_and_fetches_nothing(tmp_path):
+    document = page.page(NASTY, page.table(["a"], [[NASTY]]), "p { margin: 0 }", "let x = 1")
+    tags = Tags(document)
+    assert tags.all("title") and NASTY in tags.text and not tags.all("img")
+    assert [name for name, _ in tags.begun if name in ("html", "head", "body")] == ["html", "head", "body"]
+    assert tags.ended[-3:] == ["script", "body", "html"] and document.startswith("<!DOCTYPE html>")
+    assert not re.search("https?://|@import|url\\(", document)
+    assert "let x = 1" in document and "p { margin: 0 }" in document and "prefers-color-scheme: dark" in document
+    page.write(tmp_path / "new/a.html", page.page("a\udcff", ""))
+    assert (tmp_path / "new/a.html").read_text(encoding="utf-8").count("<title>a?</title>") == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.html"]
+
+
+def test_tables_escape_text_and_align_numbers():
+    rows = [["a<b", 1, "50.1 ± 2.6", page.Html("<b>x</b>")], ["c", None, "–", None]]
+    text = page.table(["name", "n", "F1", "<x>"], rows, "1 < 2")
+    assert "<td>a&lt;b</td>" in text and "<td><b>x</b></td>" in text and "<caption>1 &lt; 2</caption>" in text
+    assert '<td class="number">1</td><td class="number">50.1 ± 2.6</td>' in text
+    assert '<td>c</td><td class="number"></td><td class="number">–</td><td></td>' in text
+    assert '<th scope="col" class="number">n</th>' in text and '<th scope="col">&lt;x&gt;</th>' in text
+    assert Tags(page.table(["a", "b"], [])).ended.count("th") == 2
+    assert page.escape(page.escape("<")) == "&lt;"
+
+
+def test_data_for_scripts_cannot_leave_its_tag():
+    content = {"name": NASTY, "values": [1.5, None, "é"]}
+    text = page.data_script("data", content)
+    assert text.count("</script>") == 1 and text.endswith("</script>")
+    assert json.loads(Tags(text).text[0]) == content
+    with pytest.raises(ValueError):
+        page.data_script("data", np.nan)  # no JSON
+
+
+def read_png(content):
+    """A second reader of PNG files, as plain as our writer: no filters, one part of pixels"""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, place = {}, 8
+    while place < len(content):
+        length = struct.unpack(">I", content[place : place + 4])[0]
+        name, body = content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
+        assert struct.unpack(">I", content[place + 8 + length : place + 12 + length])[0] == zlib.crc32(name + body)
+        chunks[name], place = body, place + 12 + length
+    return chunks, zlib.decompress(chunks[b"IDAT"])
+
+
+def test_png_by_hand():
+    chunks, pixels = read_png(page.png(np.array([[0, 128], [255, 7], [1, 2]], np.uint8)))
+    assert chunks[b"IHDR"] == bytes([0, 0, 0, 2, 0, 0, 0, 3, 8, 0, 0, 0, 0])
+    assert pixels == bytes([0, 0, 128, 0, 255, 7, 0, 1, 2])
+    chunks, pixels = read_png(page.png(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)))
+    assert chunks[b"IHDR"][9] == 2 and pixels == bytes([0, *range(6), 0, *range(6, 12)])
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3))
+    chunks, pixels = read_png(page.png(np.array([[3, 4]], np.uint8), colours))
+    assert chunks[b"IHDR"][9] == 3 and chunks[b"PLTE"] == colours.astype(np.uint8).tobytes()
+    assert pixels == bytes([0, 3, 4])
+
+
+def test_png_as_others_read_it():
+    image = pytest.importorskip("matplotlib.image")
+    rng = np.random.default_rng(0)
+    gray, colours = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((5, 9), (256, 3)))
+    assert np.array_equal(image.imread(io.BytesIO(page.png(gray))), (gray / 255).astype(np.float32))
+    rgb = image.imread(io.BytesIO(page.png(gray, colours)))[..., :3]
+    assert np.array_equal(np.round(255 * rgb), colours[gray])
+    assert np.array_equal(rgb, image.imread(io.BytesIO(page.png(colours[gray])))[..., :3])
+
+
+def test_pictures():
+    (shown,) = Tags(page.picture(page.png(np.zeros((2, 2), np.uint8)), NASTY)).all("img")
+    assert shown["alt"] == NASTY and content_of(shown["src"]) == ("image/png", page.png(np.zeros((2, 2), np.uint8)))
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    (shown,) = Tags(page.picture(figure, "a figure")).all("img")
+    assert content_of(shown["src"])[1][:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("rate, limit", ((8000, 64), (16000, 64), (24000, 64), (44100, 710), (7000, 120)))
+def test_players_sound_as_they_were_given(rate, limit):
+    seconds = 3
+    moments = np.arange(seconds * rate) / rate
+    sound = 0.5 * np.sin(2 * np.pi * 440 * moments) * (moments > 1)
+    (player,) = Tags(page.player(sound, rate, NASTY, 'id="player"')).all("audio")
+    assert "controls" in player and player["aria-label"] == NASTY and player["id"] == "player"
+    kind, content = content_of(player["src"])
+    assert kind == ("audio/wav" if content[:4] == b"RIFF" else "audio/mpeg")
+    assert len(content) * 8 / seconds < 1000 * limit
+    heard, heard_rate = soundfile.read(io.BytesIO(content))
+    assert heard_rate == rate and seconds <= len(heard) / rate < seconds + 0.25  # an MP3 is whole blocks long
+    loud = np.flatnonzero(np.abs(heard) > 0.25)[0] / rate
+    assert 0.95 < loud < 1.2
+    spectrum = np.abs(np.fft.rfft(heard[-rate - rate // 4 : -rate // 4]))  # 1 Hz apart
+    assert abs(int(spectrum.argmax()) - 440) <= 1
+
+
+def test_without_mp3_the_sound_is_wav(monkeypatch):
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": ""})
+    (player,) = Tags(page.player(np.array([0, 0.5, -2.0]), 16000)).all("audio")
+    kind, content = content_of(player["src"])
+    heard, _ = soundfile.read(io.BytesIO(content))
+    assert kind == "audio/wav" and np.allclose(heard, [0, 0.5, -1], atol=1e-4)  # what is too loud is cut
