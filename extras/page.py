@@ -16,12 +16,14 @@ import json
 import re
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from extras.plumbing import write_text
+from features import FRAME_HOP, HOP, MELS, SAMPLE_RATE, WINDOW, mel_filterbank
 
 # nothing is fetched from anywhere, whatever a body holds
 POLICY = (
@@ -182,3 +184,193 @@ def sound_writer(file, rate):
             if rate < 32000:  # here 50
                 return soundfile.SoundFile(file, "w", rate, 1, format="MP3")
     return soundfile.SoundFile(file, "w", rate, 1, format="WAV", subtype="PCM_16")
+
+
+# --- the page of a recording -----------------------------------------------------------------------------------------
+# What is seen is HTML, with places and widths in percent of the recording's length; extras/recording.js makes it move.
+
+LOG_MEL_HOP = HOP / SAMPLE_RATE  # seconds
+TILE = 3072  # log-mel frames in a picture: 60.1 s
+OVERVIEW = 1500  # columns of the picture of the whole
+HERTZ = (200, 500, 1000, 2000, 4000, 7000)
+COLOURS = ((9, 6, 26), (64, 20, 104), (150, 40, 116), (228, 88, 82), (251, 178, 104), (254, 248, 214))  # of loudness
+PALETTE = np.stack([np.interp(np.linspace(0, 5, 256), range(6), of) for of in zip(*COLOURS)], 1).round()
+
+
+def recording_page(name, seconds, sound, log_mel, classes, frame_scores, thresholds, events, truth, facts, warnings):
+    """-> a page on which a recording is looked at and listened to.
+
+    sound: what a `sound_writer` has written; log_mel (8 T, 64); frame_scores (T, C), thresholds (C,) of the classes;
+    events (filename, onset, offset, event_label, score); truth: true events without a score, None where not known;
+    facts: texts about the recording; warnings: texts that the reader should not miss
+    """
+    labels = sorted({event[3] for event in (*events, *(truth or ()))})
+    known = [label for label in labels if label in classes]
+    columns = [classes.index(label) for label in known]
+    curves = (255 * frame_scores[:, columns]).round().astype(np.uint8)
+    content = {
+        "name": name,
+        "seconds": seconds,
+        "hop": FRAME_HOP,
+        "events": [[str(onset), str(offset), label, f"{score:.3f}"] for _, onset, offset, label, score in events],
+        "curves": {label: base64.b64encode(curve.tobytes()).decode() for label, curve in zip(known, curves.T)},
+        "thresholds": {label: float(threshold) for label, threshold in zip(known, np.asarray(thresholds)[columns])},
+    }
+    body = [
+        f"<h1>{escape(name)}</h1>",
+        f'<p class="facts">{" · ".join(map(escape, facts))}</p>',
+        *(f'<p class="warning">{escape(text)}</p>' for text in warnings),
+        controls(sound, name),
+        overview(log_mel, seconds, labels, events, truth or ()),
+        filters(labels, events),
+        timeline(log_mel, seconds, labels, events, truth),
+        legend(truth is not None),
+        event_list(events),
+        data_script("data", content),
+    ]
+    style, script = (Path(__file__).with_name(f"recording.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return page(name, "\n".join(body), style, script)
+
+
+def controls(sound, name):
+    return f"""<div class="controls">
+{audio(sound, name, 'id="player"')}
+<span class="moment" id="moment">0:00.00</span>
+<span class="group">Zoom
+<button id="zoom-out" aria-label="zoom out">−</button>
+<button id="zoom-in" aria-label="zoom in">+</button>
+<button id="zoom-all">all</button></span>
+<span class="group">Save shown events as
+<button id="save-audacity">Audacity labels</button>
+<button id="save-tsv">TSV</button></span>
+</div>"""
+
+
+def filters(labels, events):
+    counts = Counter(label for _, _, _, label, _ in events)
+    chips = "\n".join(
+        f'<label class="chip"><input type="checkbox" value="{escape(label)}" checked> {escape(label)} '
+        f"<small>{counts[label]}</small></label>"
+        for label in labels
+    )
+    return f"""<div class="filter">
+<fieldset><legend>Classes</legend>
+{chips}
+<button id="every">all</button>
+<button id="none">none</button>
+</fieldset>
+<label>Score at least <input type="range" id="score" min="0" max="1" step="0.01" value="0">
+<output id="least" for="score">0.00</output></label>
+<span id="count" role="status"></span>
+</div>"""
+
+
+def overview(log_mel, seconds, labels, events, truth):
+    """The whole recording in the width of the page, its events in a thin row for each class"""
+    step = -(-len(log_mel) // OVERVIEW)
+    columns = np.stack([part.mean(0, dtype=np.float32) for part in np.split(log_mel, range(step, len(log_mel), step))])
+    width = f"{100 * len(log_mel) * LOG_MEL_HOP / seconds:.4f}%"
+    image = f'<img style="width: {width}" alt="" src="{data_uri(log_mel_png(columns, range_of(log_mel)), "image/png")}">'
+    height = min(8, 160 / max(1, len(labels)))  # pixels for a class
+    tops = {label: f"top: {2 + height * row:.1f}px" for row, label in enumerate(labels)}
+    marks = [
+        f'<i class="mark" data-event="{number}" style="{tops[label]}; {place(onset, offset, seconds)}"></i>'
+        for number, (_, onset, offset, label, _) in enumerate(events)
+    ]
+    marks += [
+        f'<i class="mark true" data-label="{escape(label)}" style="{tops[label]}; {place(onset, offset, seconds)}"></i>'
+        for _, onset, offset, label in truth
+    ]
+    return f"""<div class="overview" id="overview" role="slider" tabindex="0" aria-label="position in the recording"
+aria-valuemin="0" aria-valuemax="{seconds}" aria-valuenow="0">
+{image}
+<div class="marks" style="height: {height * len(labels) + 4:.1f}px">{"".join(marks)}</div>
+<div class="view" id="view"></div><div class="cursor" id="overview-cursor"></div></div>"""
+
+
+def timeline(log_mel, seconds, labels, events, truth):
+    """Log-mel in tiles, and a lane for each class: its curve, which the script draws, and its events"""
+    limits, tiles = range_of(log_mel), []
+    for start in range(0, len(log_mel), TILE):
+        part = log_mel[start : start + TILE]
+        where = place(start * LOG_MEL_HOP, (start + len(part)) * LOG_MEL_HOP, seconds)
+        tiles.append(f'<img style="{where}" alt="" src="{data_uri(log_mel_png(part, limits), "image/png")}">')
+    centres = np.asarray(mel_filterbank()).argmax(1) * SAMPLE_RATE / WINDOW  # (64,) Hz
+    heights = 100 * (1 - (np.interp(HERTZ, centres, np.arange(MELS)) + 0.5) / MELS)
+    hertz = "".join(f'<span style="top: {height:.1f}%">{value}</span>' for value, height in zip(HERTZ, heights))
+    names, lanes = [], []
+    for label in labels:
+        bars = [bar(number, event, seconds) for number, event in enumerate(events) if event[3] == label]
+        bars += [bar(None, event, seconds) for event in truth or () if event[3] == label]
+        names.append(f'<div class="name" data-label="{escape(label)}">{escape(label)}</div>')
+        lanes.append(f'<div class="lane" data-label="{escape(label)}">\n{"".join(bars)}</div>')
+    nothing = "" if labels else "<p>No event was found: nothing is above its threshold for long enough.</p>"
+    return f"""{nothing}<div class="timeline{" with-truth" if truth else ""}">
+<div class="names"><div class="axis"></div><div class="hertz"><b>Hz</b>{hertz}</div>
+{"".join(names)}</div>
+<div class="panel"><canvas id="curves" aria-hidden="true"></canvas>
+<div class="scroll" id="scroll" role="region" aria-label="timeline"><div class="track" id="track">
+<div class="axis"></div>
+<div class="mel" role="img" aria-label="log-mel spectrogram">{"".join(tiles)}</div>
+{"".join(lanes)}
+<div class="cursor" id="cursor"></div>
+</div></div></div></div>"""
+
+
+def bar(number, event, seconds):
+    """The button over an event; number: its row in the table of events, None for a true event"""
+    _, onset, offset, label, *score = event
+    text = f"{label}, {onset:.2f} to {offset:.2f} s, " + (f"score {score[0]:.3f}" if score else "by the reference")
+    kind = f'class="event" data-event="{number}"' if score else 'class="event true"'
+    return (
+        f'<button {kind} data-onset="{onset}" style="{place(onset, offset, seconds)}" title="{escape(text)}" '
+        f'aria-label="play {escape(text)}">{f"{score[0]:.2f}" if score else ""}</button>\n'
+    )
+
+
+def place(start, end, seconds):
+    """From second to second, as a style"""
+    return f"left: {100 * start / seconds:.5f}%; width: {100 * (end - start) / seconds:.5f}%"
+
+
+def legend(with_truth):
+    true = '<span><i class="swatch true"></i> true event</span>' if with_truth else ""
+    return f"""<p class="legend"><span><i class="swatch"></i> event found, with its score</span>{true}
+<span><svg viewBox="0 0 28 14" aria-hidden="true"><path d="M0 12 8 3 16 8 28 1" fill="none" stroke="currentColor"
+stroke-width="2"/></svg> probability, 0 to 1</span>
+<span><svg viewBox="0 0 28 14" aria-hidden="true"><path d="M0 7h28" stroke="currentColor" stroke-width="2"
+stroke-dasharray="6 4"/></svg> threshold</span>
+<span class="keys"><kbd>space</kbd> plays and pauses, <kbd>←</kbd> <kbd>→</kbd> move by 1 s, with <kbd>shift</kbd> by
+10 s, <kbd>n</kbd> <kbd>p</kbd> go to the next and previous event, <kbd>+</kbd> <kbd>−</kbd> zoom; a click on an event
+plays from a second before it</span></p>"""
+
+
+def event_list(events):
+    rows = "\n".join(
+        f'<tr data-event="{number}"><td><button data-onset="{onset}" aria-label="play {escape(label)} at {onset:.2f} s">'
+        f'▶</button></td><td class="number">{onset:.2f}</td><td class="number">{offset:.2f}</td><td>{escape(label)}</td>'
+        f'<td class="number">{score:.3f}</td></tr>'
+        for number, (_, onset, offset, label, score) in enumerate(events)
+    )
+    names = ("onset (s)", "offset (s)", "class", "score")
+    kinds = ("number", "number", "", "number")
+    header = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind in zip(names, kinds))
+    return f"""<details{" open" * (len(events) <= 40)}><summary>Events as a list</summary>
+<div class="wide"><table><thead><tr><th scope="col"></th>{header}</tr></thead>
+<tbody>
+{rows}
+</tbody></table></div></details>"""
+
+
+def range_of(log_mel):
+    """What is drawn darkest and brightest: a few frames may be beyond"""
+    some = log_mel[:: 1 + len(log_mel) // 20000]
+    low, high = np.percentile(some, (5, 99.9))
+    return max(min(low, high - 1), high - 8), high  # 8: a part in 3000, 69 dB
+
+
+def log_mel_png(log_mel, limits):
+    """(frames, 64) -> PNG: time from left to right, low frequencies below"""
+    low, high = limits
+    levels = np.clip(255 * (log_mel.astype(np.float32) - low) / (high - low), 0, 255)
+    return png(np.flipud(levels.T).astype(np.uint8), PALETTE)

@@ -530,6 +530,13 @@ def seed(text):
     return int(text)
 
 
+def fraction(text):
+    with suppress(ValueError):
+        if 0 <= parse_number(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 1")
+
+
 def folder_name(text):
     if Path(text).name != text or text in ("", ".."):
         raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a folder, without slashes")

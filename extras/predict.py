@@ -2,16 +2,23 @@
 
     python -m extras.predict MODEL FILE [FILE ...]
 
+    from extras.predict import events, load_model
+    for filename, onset, offset, event_label, score in events(load_model("model.pt"), "street.mp3"):
+
 Top to bottom, the way of a recording: its sound in blocks, windows of 10 s, the model, what it makes of each window,
-frame scores of the whole recording, events, and files and pictures of them. No step needs the whole sound at once, so
-an hour takes little more memory than ten seconds.
+frame scores of the whole recording, events, their texts (tables, labels ...) and the command, which does this for many
+recordings. No step needs the whole sound at once, so an hour takes little more memory than ten seconds.
 
 Shapes: N windows, T output frames of the recording, C classes, E encoders, D width of a visual vector.
 """
 
 import argparse
+import io
+import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,12 +42,18 @@ import features
 import metrics
 import train
 from avsed import MultiEncoder
-from extras import embeddings, plots, runs
+from extras import embeddings, page, plots, runs
 from features import CLIP_SAMPLES, CLIP_SECONDS, FRAME_HOP, FRAMES, HOP, SAMPLE_RATE
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")  # read by soundfile; all other files by ffmpeg
+SUFFIXES = SOUND_SUFFIXES + tuple(  # what counts as a recording in a folder
+    ".mp3 .m4a .aac .opus .oga .wma .aif .aiff .aifc .au .caf .amr .w64 .mka .ac3 .mp4 .m4v .mov .mkv .webm .ogv .avi "
+    ".mpg .mpeg .ts .mts .m2ts .3gp .flv .wmv .mxf".split()
+)
 STRIDE = FRAMES // 2  # ours: output frames from one window to the next
 STRIDE_SAMPLES = STRIDE * 8 * HOP  # 80,128 samples, 5.008 s
+TOY_MODEL = "trained on synthesised sounds: what it finds in recordings means nothing"
+TSV_HEADER = "\t".join((*features.EVENT_COLUMNS, "score"))
 WINDOW_BATCH = 20  # windows that go through the network at a time: some 200 MB
 
 
@@ -232,8 +245,9 @@ class Trained:
     toy: bool = False  # trained on toy data
 
 
-def load_trained(path, device):
+def load_model(path, device="auto"):
     """The model.pt of a finished run -> Trained; raises InputError for any other file"""
+    device = plumbing.choose_device(device)
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; name the model.pt that a run left")
     remedy = "name the model.pt that a run left"
@@ -295,10 +309,11 @@ class Heard:
     first: features.Partition  # the first window
 
 
-def hear(trained, path, networks, stored, keep_log_mel=False):
+def hear(trained, path, networks, stored, keep_log_mel=False, writer=None, show_progress=plumbing.show_progress):
     """Run the network over a recording of any length -> Heard. Memory grows by 2 MB an hour, with log-mel by 70 MB.
 
     networks, stored: where visual vectors come from, see `vectors_of_windows`
+    writer: a soundfile.SoundFile that receives what is heard
     """
     statistics, weight = trained.data.visual_statistics, trained.audio_weight
     networks = networks if networks and has_picture(path) else {}
@@ -306,7 +321,7 @@ def hear(trained, path, networks, stored, keep_log_mel=False):
     expected = 1 + math.ceil(beyond / (STRIDE * FRAME_HOP))  # windows, if the header is right
     scores, maps, first, n, started = [], [], None, 0, time.monotonic()
     with_video = dict.fromkeys(statistics, 0)
-    windows = cut_windows(read_blocks(path))
+    windows = cut_windows(copied(read_blocks(path), writer) if writer else read_blocks(path))
     while batch := list(islice(windows, WINDOW_BATCH)):
         log_mel = np.stack([window_log_mel(sound) for _, sound in batch])
         vectors = vectors_of_windows(path, [start / SAMPLE_RATE for start, _ in batch], networks, stored)
@@ -314,14 +329,15 @@ def hear(trained, path, networks, stored, keep_log_mel=False):
         scores.append(train.predict(trained.student, trained.data, part, [weight], trained.device)[weight][0])
         if not np.isfinite(scores[-1]).all():
             raise FloatingPointError(f"{path}: the network makes no finite numbers of it; is its model.pt damaged?")
-        if keep_log_mel:
-            maps.append(log_mel.astype(np.float16))
+        if keep_log_mel:  # to be looked at, each window as loud as it is
+            peaks = np.array([np.abs(sound).max() or 1 for _, sound in batch])
+            maps.append((log_mel + np.log(peaks)[:, None, None]).astype(np.float16))
         if first is None:
             first_vectors = {stream: arrays[:1] for stream, arrays in vectors.items()}
             first = windows_as_clips(path, log_mel[:1], first_vectors, statistics)
         n += len(batch)
         with_video = {stream: count + int(part.present[stream].sum()) for stream, count in with_video.items()}
-        plumbing.show_progress(Path(path).name, n, max(expected, n), started, sys.stderr)
+        show_progress(Path(path).name, n, max(expected, n), started, sys.stderr)
         start, sound = batch[-1]
     seconds = (start + len(sound)) * 1000 // SAMPLE_RATE / 1000  # ours: whole ms, so that no event ends later
     if keep_log_mel:  # of each window the half that the next one does not have, of the last one both
@@ -330,14 +346,42 @@ def hear(trained, path, networks, stored, keep_log_mel=False):
     return Heard(stitch(np.concatenate(scores)), seconds, maps if keep_log_mel else None, n, with_video, first)
 
 
-def events_of(trained, name, heard):
-    """Events of a recording, by onset. ours: of the five tunings of a run (Boes 2022, Sec. 3.1.3), that for EBF1"""
+def copied(blocks, writer):
+    """The same blocks of sound, each of which is written to a sound file on its way"""
+    for block in blocks:
+        writer.write(np.clip(block, -1, 1))
+        yield block
+
+
+def events_of(trained, name, heard, threshold=None, min_score=0.0):
+    """What was heard -> its events by onset: (filename, onset, offset, event_label, score), in seconds.
+
+    threshold: one for all classes, instead of the tuned ones. ours: of the five tunings of a run (Boes 2022, Sec.
+    3.1.3), that for EBF1
+    score: mean probability of the class in the frames of the event, three decimals; events below min_score are dropped
+    """
     classes, durations = trained.data.classes, {name: heard.seconds}
-    events = metrics.scores_to_events(
-        heard.frame_scores[None], [name], classes, trained.threshold, trained.window, FRAME_HOP, durations
+    threshold = trained.threshold if threshold is None else threshold
+    found = metrics.scores_to_events(
+        heard.frame_scores[None], [name], classes, threshold, trained.window, FRAME_HOP, durations
     )
-    events = [(name, round(onset, 4), round(offset, 4), label) for name, onset, offset, label in events]
-    return sorted(events, key=lambda event: event[1:])
+    rows = []
+    for _, onset, offset, label in sorted(found, key=lambda event: event[1:]):
+        frames = slice(round(onset / FRAME_HOP), math.ceil(round(offset / FRAME_HOP, 6)))  # the last one may be cut
+        score = round(float(heard.frame_scores[frames, classes.index(label)].mean()), 3)
+        if score >= min_score:
+            rows.append((name, round(onset, 4), round(offset, 4), label, score))
+    return rows
+
+
+def events(model, path, networks={}, stored={}, threshold=None, min_score=0.0):
+    """Events of a recording: a list of (filename, onset, offset, event_label, score). Prints nothing.
+
+    model: from `load_model`; networks, stored: from `visual_sources`, else the model only hears; the rest as above.
+    Raises InputError for what is no recording.
+    """
+    heard = hear(model, path, networks, stored, show_progress=lambda *_: None)
+    return events_of(model, Path(path).name, heard, threshold, min_score)
 
 
 def cross_attention(trained, clip):
@@ -361,119 +405,301 @@ def cross_attention(trained, clip):
     return encoders, torch.stack([weights for _, weights in caught]).cpu().numpy()[:, used]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the texts of a recording's events -------------------------------------------------------------------------------
+# Each takes the name of a recording, its length in seconds and its events
+
+
+def as_tsv(name, seconds, rows):
+    lines = [TSV_HEADER, *(f"{name}\t{on}\t{off}\t{label}\t{score:.3f}" for name, on, off, label, score in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_audacity(name, seconds, rows):
+    """A label track: File > Import > Labels"""
+    return "".join(f"{onset:.6f}\t{offset:.6f}\t{label} {score:.3f}\n" for _, onset, offset, label, score in rows)
+
+
+def as_json(name, seconds, rows):
+    """One line, so that those of many recordings are JSON Lines"""
+    keys = ("onset", "offset", "event_label", "score")
+    found = [dict(zip(keys, row[1:])) for row in rows]
+    return json.dumps({"filename": name, "seconds": seconds, "events": found}, ensure_ascii=False) + "\n"
+
+
+def as_srt(name, seconds, rows):
+    """Subtitles"""
+
+    def clock(moment):
+        ms = round(1000 * moment)
+        return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
+
+    return "".join(
+        f"{number}\n{clock(onset)} --> {clock(offset)}\n{label} ({score:.3f})\n\n"
+        for number, (_, onset, offset, label, score) in enumerate(rows, 1)
+    )
+
+
+FORMATS = {"tsv": as_tsv, "audacity": as_audacity, "json": as_json, "srt": as_srt}
+ENDINGS = {"tsv": ".tsv", "audacity": ".txt", "json": ".json", "srt": ".srt"}
+
+
+# --- the recordings, and what --out holds of each ---------------------------------------------------------------------
 
 
 def note(line):
     print(line, file=sys.stderr, flush=True)
 
 
+def find_recordings(files, folder):
+    """Arguments FILE -> (path, name) of each recording. Below a folder, names are relative to it.
+
+    "-" is stdin, which is kept in the other folder: ffmpeg cannot read all formats from a pipe.
+    """
+    found = []
+    for given in files:
+        if given == "-":
+            path = os.path.join(folder, "stdin")
+            with open(path, "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            found.append((path, "stdin"))
+        elif os.path.isdir(given):
+            inside = recordings_below(given)
+            if not inside:
+                raise InputError(f"{given}: no file in it is a recording by its ending: {' '.join(SUFFIXES)}")
+            found += inside
+        else:
+            found.append((given, Path(given).name))
+    return found
+
+
+def recordings_below(folder):
+    """(path, name) of all recordings in a folder and its sub-folders, sorted; hidden files and folders are left out"""
+
+    def stop(error):
+        raise error
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return [(str(path), path.relative_to(folder).as_posix()) for path in sorted(found)]
+
+
 def check_names(names, out):
     """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
-    if strange := [name for name in names if re.search("[\t\r\n\ud800-\udfff]", name)]:
-        raise InputError(
-            f"{strange[0]!r}: a tab, a line break or what is no text in the name would break the table; rename the file"
-        )
     if out and out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out wants a folder")
     if out and ((out / "model.pt").exists() or (out / "checkpoint.pt").exists()):
         raise InputError(f"{out}: holds a run, whose files would be overwritten; name another --out")
 
 
-def run(args):
-    """Predict file by file: the events go to stdout, files to the folder --out, and all else to stderr"""
-    names = [Path(path).name for path in args.files]
-    out = Path(args.out) if args.out else None
-    check_names(names, out)
-    trained = load_trained(args.model, plumbing.choose_device(args.device))
-    networks, stored = visual_sources(trained, args.weights, args.visual_file)
-    reference = features.read_strong(args.reference)[1] if args.reference else []
-    if args.plot or args.attention:
-        plots.figure_class()  # without matplotlib, stop before the work
-    if missing := [path for path in args.files if not Path(path).is_file()]:
-        raise InputError(f"{missing[0]}: no such file; mend the name")
-    inputs, weight = " + ".join(("log-mel", *trained.data.visual_statistics)), trained.audio_weight
-    note(f"model  {args.model} | {inputs}, acoustic weight {weight:g}, tuned for EBF1 | {trained.device.type}")
-    if trained.toy:
-        note("note   the model was trained on toy data: on other recordings its events mean nothing")
-    print("\t".join(features.EVENT_COLUMNS), flush=True)
-    found = []
-    for path, name in zip(args.files, names):
-        heard = hear(trained, path, networks, stored, args.plot)
-        events = events_of(trained, name, heard)
-        for event in events:
-            print(*event, sep="\t", flush=True)
-        with_video = "".join(f", with {stream}: {n}" for stream, n in heard.with_video.items())
-        length = plumbing.clock(heard.seconds)
-        note(f"       {name}: {length} of sound, windows: {heard.windows}{with_video}, events: {len(events)}")
-        if heard.with_video and not any(heard.with_video.values()):
-            if networks:
-                reason = "no picture can be read"
-            elif stored:
-                reason = "the vectors hold values that are not finite"
-            else:
-                reason = "--weights or --visual-file would add what is seen"
-            note(f"note   {name}: predicted from sound alone (acoustic weight 1): {reason}")
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            write_files(args, trained, path, heard, events, [event for event in reference if event[0] == name])
-        found += events
-    if out:
-        features.write_events(out / "predictions.tsv", found)
+def begin_folder(args):
+    """Keep in DIR/settings.json what the files in --out are made with. All that is older than this file is made anew."""
+    inputs = [Path(path) for path in (args.model, *args.weights, *args.visual_file)]
+    inputs += [Path(args.reference)] if args.reference else []
+    settings = {"inputs": plumbing.fingerprint(inputs), "threshold": args.threshold, "min_score": args.min_score}
+    text, file = json.dumps(settings), Path(args.out) / "settings.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.is_file() or file.read_text(encoding="utf-8").strip() != text:
+        plumbing.write_text(file, text)
 
 
-def write_files(args, trained, path, heard, events, reference):
-    """What --scores, --plot and --attention promise of one recording"""
-    out, name = Path(args.out), Path(path).name
+def files_of(args, name):
+    """What this call writes of a recording, the table or label file last: where that is, all is"""
+    endings = [".scores.npy"] * args.scores + [".png"] * args.plot + [".html"] * args.page
+    endings += [".attention.npy", ".attention.png"] * args.attention
+    return [Path(args.out) / f"{name}{ending}" for ending in (*endings, ENDINGS[args.format])]
+
+
+def is_done(args, path, name):
+    """Is all that this call writes of a recording there, newer than the recording and made with the same settings?"""
+    if not (args.out and os.path.isfile(path)):
+        return False
+    since = max(os.stat(of).st_mtime_ns for of in (path, Path(args.out) / "settings.json"))
+    return all(file.is_file() and file.stat().st_mtime_ns >= since for file in files_of(args, name))
+
+
+def listen(args, trained, path, name, networks, stored):
+    """-> what was heard, and for --page its sound as a file's bytes"""
+    if re.search("[\t\r\n\ud800-\udfff]", name):
+        raise InputError(
+            f"{name!r}: a tab, a line break or what is no text in the name would break the table; rename the file"
+        )
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file; mend the name")
+    if not args.page:
+        return hear(trained, path, networks, stored, args.plot), b""
+    sound = io.BytesIO()
+    with page.sound_writer(sound, SAMPLE_RATE) as writer:
+        heard = hear(trained, path, networks, stored, True, writer)
+    return heard, sound.getvalue()
+
+
+def write_whole(path, text):
+    with plumbing.replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_files(args, trained, path, name, heard, sound, rows, truth):
+    """Write what this call promises of a recording; truth: true events, None where they are not known"""
+    beginning = Path(args.out) / name  # of the names of its files
+    beginning.parent.mkdir(parents=True, exist_ok=True)
     frame_scores = heard.frame_scores[: max(1, math.ceil(heard.seconds / FRAME_HOP))]
+    log_mel = heard.log_mel[: 8 * len(frame_scores)] if heard.log_mel is not None else None
+    classes = trained.data.classes
     if args.scores:
-        plumbing.save_array(out / f"{name}.scores.npy", frame_scores)
+        plumbing.save_array(Path(f"{beginning}.scores.npy"), frame_scores)
     if args.plot:
-        log_mel = heard.log_mel[: 8 * len(frame_scores)]
-        plots.plot_clip(out / f"{name}.png", log_mel, trained.data.classes, frame_scores, events, reference)
+        events_drawn = [row[:4] for row in rows]
+        plots.plot_clip(Path(f"{beginning}.png"), log_mel, classes, frame_scores, events_drawn, truth or ())
+    if args.page:
+        threshold = trained.threshold if args.threshold is None else np.full(len(classes), args.threshold)
+        facts = [plumbing.clock(heard.seconds), f"events: {len(rows)}", *seen(heard), about(args, trained)]
+        warnings = [TOY_MODEL[0].upper() + TOY_MODEL[1:] + "."] if trained.toy else []
+        document = page.recording_page(
+            name, heard.seconds, sound, log_mel, classes, frame_scores, threshold, rows, truth, facts, warnings
+        )
+        page.write(f"{beginning}.html", document)
     if args.attention:
         encoders, weights = cross_attention(trained, heard.first)
-        plumbing.save_array(out / f"{name}.attention.npy", weights)
+        plumbing.save_array(Path(f"{beginning}.attention.npy"), weights)
         frames = embeddings.read_frames(path) if has_picture(path) else ()
-        last_block = weights[-1]
-        plots.plot_attention(out / f"{name}.attention.png", heard.first.log_mel[0], encoders, last_block, frames)
+        picture = Path(f"{beginning}.attention.png")
+        plots.plot_attention(picture, heard.first.log_mel[0], encoders, weights[-1], frames)
         note(f"       {name}: attention of {' and '.join(encoders)} in its first ten seconds")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def about(args, trained):
+    """The model and its thresholds in a few words"""
+    inputs = " + ".join(("log-mel", *trained.data.visual_statistics))
+    thresholds = "tuned for EBF1" if args.threshold is None else f"threshold {args.threshold:g}"
+    return f"{args.model} | {inputs}, acoustic weight {trained.audio_weight:g}, {thresholds}"
+
+
+def seen(heard):
+    return [f"with {stream}: {n} of {heard.windows} windows" for stream, n in heard.with_video.items()]
+
+
+def tell(name, place, heard, rows, networks, stored):
+    """A line about a recording that is done, and one more where the model had to do without the picture"""
+    with_video = "".join(f", with {stream}: {n}" for stream, n in heard.with_video.items())
+    length = plumbing.clock(heard.seconds)
+    note(f"{place:6} {name}: {length} of sound, windows: {heard.windows}{with_video}, events: {len(rows)}")
+    if heard.with_video and not any(heard.with_video.values()):
+        if networks:
+            reason = "no picture can be read"
+        elif stored:
+            reason = "the vectors hold values that are not finite"
+        else:
+            reason = "--weights or --visual-file would add what is seen"
+        note(f"note   {name}: predicted from sound alone (acoustic weight 1): {reason}")
+
+
+def run(args, folder):
+    """Recording by recording: events go to stdout, files to --out, all else to stderr. folder: where stdin is kept"""
+    recordings = find_recordings(args.files, folder)
+    names = [name for _, name in recordings]
+    check_names(names, Path(args.out) if args.out else None)
+    several = len(recordings) > 1
+    if several and args.visual_file:
+        raise InputError("--visual-file belongs to one recording: name one FILE")
+    if several and args.format in ("audacity", "srt") and not args.out:
+        raise InputError(f"--format {args.format} makes a file of each recording: name a folder with --out")
+    trained = load_model(args.model, args.device)
+    networks, stored = visual_sources(trained, args.weights, args.visual_file)
+    listed, true_events = features.read_strong(args.reference, of_system=True) if args.reference else ([], [])
+    if args.plot or args.attention:
+        plots.figure_class()  # without matplotlib, stop before the work
+    note(f"model  {about(args, trained)} | {trained.device.type}")
+    if trained.toy:
+        note(f"note   {TOY_MODEL}")
+    if args.reference and not set(names).intersection(listed):
+        note(f"note   {args.reference}: lists none of the recordings; its file names must be such as {names[0]}")
+    if args.out:
+        begin_folder(args)
+    table, failed = [TSV_HEADER + "\n"], []
+    if args.format == "tsv":
+        print(table[0], end="", flush=True)
+    for number, (path, name) in enumerate(recordings, 1):
+        place = f"{number}/{len(recordings)}" if several else ""
+        if is_done(args, path, name):
+            text = files_of(args, name)[-1].read_text(encoding="utf-8")
+            note(f"{place:6} {name}: was done before")
+        else:
+            try:
+                heard, sound = listen(args, trained, path, name, networks, stored)
+            except (InputError, FloatingPointError) as error:
+                line = str(error).replace(folder + os.sep, "").replace("\n", " ")  # stdin has its plain name
+                if not several:
+                    raise InputError(line) from None
+                note(f"{place:6} failed: {line}")
+                failed.append(line)
+                continue
+            rows = events_of(trained, name, heard, args.threshold, args.min_score)
+            tell(name, place, heard, rows, networks, stored)
+            text = FORMATS[args.format](name, heard.seconds, rows)
+            if args.out:
+                truth = [event for event in true_events if event[0] == name] if name in listed else None
+                write_files(args, trained, path, name, heard, sound, rows, truth)
+                write_whole(files_of(args, name)[-1], text)
+        if args.format == "tsv":
+            text = text.partition("\n")[2]  # the rows
+            table.append(text)
+        if args.format == "tsv" or not args.out:
+            print(text, end="", flush=True)
+    if args.out and args.format == "tsv":
+        write_whole(Path(args.out) / "predictions.tsv", "".join(table))
+    if failed:
+        note(f"failed: {len(failed)} of {len(recordings)} recordings")
+        for line in failed:
+            note(f"       {line}")
+        sys.exit(1)
 
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m extras.predict",
-        description="Events in recordings of any length, as a table of filename, onset, offset (seconds) and label.",
+        description="Events in recordings of any length, as a table of filename, onset, offset (seconds), label and "
+        "score, the mean probability of the label during the event.",
     )
     add = parser.add_argument
+    probability = plumbing.fraction
     add("model", metavar="MODEL", help="the model.pt that a run left")
-    add("files", nargs="+", metavar="FILE", help="sound or video; all but wav, flac and ogg need ffmpeg")
+    add("files", nargs="+", metavar="FILE", help="sound, video (all but wav, flac and ogg need ffmpeg), a folder, or -")
     add("--weights", nargs="+", default=[], metavar="FILE", help="of the visual networks, in the order of the streams")
     add("--visual-file", nargs="+", default=[], metavar="NPY", help="instead, the visual vectors of FILE's first 10 s")
-    add("--out", metavar="DIR", help="also write the table, DIR/predictions.tsv, and what the next three flags ask for")
+    add("--format", choices=FORMATS, default="tsv", help="of the events; default: tsv")
+    add("--threshold", type=probability, metavar="T", help="0 to 1, for all classes; default: each one's tuned one")
+    add("--min-score", type=probability, default=0.0, metavar="S", help="leave out events of a lower score")
+    add("--out", metavar="DIR", help="a file of events for each FILE, and what the next flags ask for; what is there, and"
+        " newer than FILE, is not done again")  # fmt: skip
+    add("--page", action="store_true", help="DIR/FILE.html, to look at and to listen to in a browser")
     add("--scores", action="store_true", help="probabilities of each frame of 0.1565 s, DIR/FILE.scores.npy")
     add("--plot", action="store_true", help="a picture, DIR/FILE.png; needs matplotlib")
     add("--attention", action="store_true", help="what the decoder attends to in the first ten seconds; matplotlib too")
-    add("--reference", metavar="TSV", help="true events, for the picture")
+    add("--reference", metavar="TSV", help="true events, for page and picture")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     args = parser.parse_args(arguments)
-    if (args.scores or args.plot or args.attention) and not args.out:
-        parser.error("--scores, --plot and --attention write files: name a folder with --out")
-    if args.reference and not args.plot:
-        parser.error("--reference is drawn by --plot: add it")
+    if (args.page or args.scores or args.plot or args.attention) and not args.out:
+        parser.error("--page, --scores, --plot and --attention write files: name a folder with --out")
+    if args.reference and not (args.plot or args.page):
+        parser.error("--reference is drawn by --page and --plot: add one")
     if args.weights and args.visual_file:
         parser.error("--weights and --visual-file exclude each other")
-    if args.visual_file and len(args.files) > 1:
-        parser.error("--visual-file belongs to one recording: name one FILE")
     return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    with plumbing.one_line_errors("the rows printed so far are complete for the files that they name"):
-        run(args)
+    rest = "give the same command again to go on" if args.out else "the rows printed so far are whole recordings"
+    with plumbing.one_line_errors(rest), tempfile.TemporaryDirectory() as folder:
+        run(args, folder)
 
 
 if __name__ == "__main__":

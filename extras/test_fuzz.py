@@ -331,7 +331,7 @@ def make_model(samples, rng, folder):
 
 
 def read_model(samples, folder):
-    trained = predict.load_trained(folder / "model.pt", CPU)
+    trained = predict.load_model(folder / "model.pt", CPU)
     heard = predict.hear(trained, samples.folder / "clip.wav", {}, {"openl3": samples.vectors})
     predict.events_of(trained, "clip.wav", heard)
 

@@ -1,10 +1,15 @@
 """Pages: whole, safe, and the pictures and sounds in them are what they were"""
 
 import base64
+import fcntl
 import io
 import json
+import os
 import re
+import select
+import shutil
 import struct
+import subprocess
 import zlib
 from html.parser import HTMLParser
 
@@ -22,7 +27,7 @@ class Tags(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.begun, self.ended, self.text = [], [], []
+        self.begun, self.ended, self.text, self.scripts = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -33,6 +38,8 @@ class Tags(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+        if self.begun and self.begun[-1][0] == "script":
+            self.scripts.append((self.begun[-1][1], data))
 
     def all(self, tag):
         return [attributes for name, attributes in self.begun if name == tag]
@@ -142,3 +149,118 @@ def test_without_mp3_the_sound_is_wav(monkeypatch):
     kind, content = content_of(player["src"])
     heard, _ = soundfile.read(io.BytesIO(content))
     assert kind == "audio/wav" and np.allclose(heard, [0, 0.5, -1], atol=1e-4)  # what is too loud is cut
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+with_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
+ERRORS = ("Runtime.exceptionThrown", "Log.entryAdded", "Network.requestWillBeSent", "Runtime.consoleAPICalled")
+
+
+class Browser:
+    """One tab of a headless Chromium, spoken to over two pipes in its DevTools protocol: JSON that ends in a zero byte"""
+
+    def __init__(self, folder):
+        from_us, self.to = os.pipe()
+        self.back, from_it = os.pipe()
+
+        def hand_over():  # it reads from 3 and writes to 4
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (from_us, from_it)]
+            os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
+        flags += ["--autoplay-policy=no-user-gesture-required", f"--user-data-dir={folder}", "--remote-debugging-pipe"]
+        command = [CHROMIUM, *flags, "about:blank"]
+        output = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, preexec_fn=hand_over, close_fds=False, **output)
+        os.close(from_us), os.close(from_it)
+        self.count, self.rest, self.events, self.session = 0, b"", [], None
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method, **params):
+        """One command -> its result"""
+        self.count += 1
+        number, message = self.count, {"id": self.count, "method": method, "params": params}
+        os.write(self.to, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        while True:
+            answer = self.receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def receive(self):
+        while b"\0" not in self.rest:
+            assert select.select([self.back], [], [], 60)[0], "the browser says nothing"
+            part = os.read(self.back, 1 << 20)
+            assert part, "the browser has gone"
+            self.rest += part
+        message, _, self.rest = self.rest.partition(b"\0")
+        message = json.loads(message)
+        if message.get("method") in ("Page.loadEventFired", *ERRORS):
+            self.events.append(message)
+        return message
+
+    def open(self, path, width=1000, dark=False):
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
+        self.ask("Page.navigate", url=path.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.receive()
+
+    def value(self, script):
+        """What a piece of JavaScript gives, also when it is a promise"""
+        answer = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key, **more):
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, **({"text": key} if len(key) == 1 else {}), **more)
+
+    def complaints(self):
+        """Errors and warnings so far, and what was fetched from elsewhere"""
+        said = []
+        for event in self.events:
+            params = event["params"]
+            if event["method"] == "Network.requestWillBeSent":
+                said += [url for url in [params["request"]["url"]] if not re.match("(file|data|blob):", url)]
+            elif event["method"] != "Page.loadEventFired":
+                said.append(json.dumps(params)[:1000])
+        return said
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.to), os.close(self.back)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@with_chromium
+def test_a_page_in_a_browser(browser, tmp_path):
+    image = page.png(np.zeros((3, 7), np.uint8))
+    body = page.table(["a"], [[NASTY]]) + page.picture(image, "black") + page.player(np.zeros(16000), 16000)
+    body += page.data_script("data", [NASTY]) + "<p id=said></p>"
+    script = "document.getElementById('said').textContent = JSON.parse(document.getElementById('data').textContent)[0]"
+    page.write(tmp_path / "a.html", page.page(NASTY, body, script=script))
+    for dark in (False, True):
+        browser.open(tmp_path / "a.html", dark=dark)
+        assert browser.value("document.title") == browser.value("said.textContent") == NASTY
+        assert browser.value("document.querySelector('td').textContent") == NASTY
+        assert browser.value("document.querySelector('img').naturalWidth") == 7
+        light = browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert light != dark and browser.complaints() == []
+    page.write(tmp_path / "b.html", page.page("b", '<img src="https://example.org/a.png" alt="">'))
+    browser.open(tmp_path / "b.html")
+    assert browser.complaints()  # it is refused, whatever a body holds

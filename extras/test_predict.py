@@ -1,15 +1,23 @@
 """Prediction on recordings of any length: windows and stitching by hand, one event stays one event, bad input."""
 
+import ast
+import base64
+import io
+import json
 import math
+import os
 import re
+import struct
 import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
@@ -18,12 +26,14 @@ import features
 import metrics
 import train
 from avsed import MultiEncoder
-from extras import embeddings, plumbing, predict
+from extras import embeddings, page, plumbing, predict
 from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
-from test_avsed import quiet, shrink, write_tiny, write_wav
+from extras.test_page import Tags, browser, content_of, with_chromium  # noqa: F401
+from test_avsed import HERE, quiet, shrink, write_tiny, write_wav
 from test_avsed import run as run_train
 
 CPU = torch.device("cpu")
+CLASSES = ["Cat", "Dog"]  # of tiny_model
 FRAME_HOP = 8 * 313 / 16000  # seconds
 
 
@@ -43,7 +53,7 @@ def tiny_model(path, streams=("openl3",), threshold=0.0, base="transformer", **c
     dims = dict(zip(streams, (6, 5)))
     state = {
         "config": {"base": base},
-        "classes": ["Cat", "Dog"],
+        "classes": CLASSES,
         "data": "",
         "infer_weight": 0.5 if streams else 1.0,
         "tuned": {"EBF1": {"threshold": [threshold] * 2, "window": [3, 5]}},
@@ -57,7 +67,7 @@ def tiny_model(path, streams=("openl3",), threshold=0.0, base="transformer", **c
 
 
 def loaded(*args, **kwargs):
-    return predict.load_trained(tiny_model(*args, **kwargs), CPU)
+    return predict.load_model(tiny_model(*args, **kwargs), CPU)
 
 
 class FollowsEnergy(nn.Module):
@@ -94,8 +104,8 @@ def test_an_event_across_a_window_border_comes_out_once(tmp_path):
     heard = predict.hear(listener(), path, {}, {})
     found = predict.events_of(listener(), "a.wav", heard)
     assert len(found) == 4 and heard.windows == 6 and heard.seconds == 30.1
-    for (name, onset, offset, label), (start, end) in zip(found, intervals):
-        assert (name, label) == ("a.wav", "Sound") and abs(onset - start) < FRAME_HOP and abs(offset - end) < FRAME_HOP
+    for (name, onset, offset, label, score), (start, end) in zip(found, intervals):
+        assert (name, label) == ("a.wav", "Sound") and score > 0.5 and abs(onset - start) < FRAME_HOP and abs(offset - end) < FRAME_HOP
         assert offset <= 30.1
 
 
@@ -316,33 +326,295 @@ def test_a_missing_ffmpeg_is_named_where_it_is_needed(tmp_path, capsys, monkeypa
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+HEADER = "filename\tonset\toffset\tevent_label\tscore\n"
+
+
 def test_the_command_prints_and_writes_events(tmp_path, capsys):
     model = tiny_model(tmp_path / "run/model.pt")
     files = [noise_at(tmp_path / "in" / f"{name}.wav", seconds, (0, 1)) for name, seconds in (("b", 2), ("a", 12.3))]
     run(model, *files, "--out", tmp_path / "out/new", "--scores")
     printed = capsys.readouterr()
-    rows = [(f"{n}.wav", end, label) for n, end in (("b", 2.0), ("a", 12.3)) for label in ("Cat", "Dog")]
-    table = "filename\tonset\toffset\tevent_label\n" + "".join(f"{n}\t0.0\t{end}\t{label}\n" for n, end, label in rows)
+    rows = []
+    for name, seconds in (("b.wav", 2.0), ("a.wav", 12.3)):
+        scores = np.load(tmp_path / f"out/new/{name}.scores.npy")
+        assert scores.shape == (math.ceil(seconds / FRAME_HOP), 2)
+        rows += [f"{name}\t0.0\t{seconds}\t{label}\t{scores[:, c].mean():.3f}\n" for c, label in enumerate(CLASSES)]
+    table = HEADER + "".join(rows)
     assert printed.out == table  # the threshold is 0, so each class sounds from the beginning to the end
     assert (tmp_path / "out/new/predictions.tsv").read_text() == table
-    assert "toy data" not in printed.err
+    assert (tmp_path / "out/new/a.wav.tsv").read_text() == HEADER + "".join(rows[2:])
+    assert [event[3] for event in features.read_strong(tmp_path / "out/new/predictions.tsv")[1]] == 2 * CLASSES
+    assert "synthesised" not in printed.err
     assert "tuned for EBF1" in printed.err and printed.err.count("predicted from sound alone (acoustic weight 1)") == 2
     made = sorted(path.name for path in (tmp_path / "out/new").iterdir())
-    assert made == ["a.wav.scores.npy", "b.wav.scores.npy", "predictions.tsv"]
-    assert np.load(tmp_path / "out/new/a.wav.scores.npy").shape == (math.ceil(12.3 / FRAME_HOP), 2)
+    tables = ["a.wav.scores.npy", "a.wav.tsv", "b.wav.scores.npy", "b.wav.tsv"]
+    assert made == [*tables, "predictions.tsv", "settings.json"]
     run(tiny_model(tmp_path / "deaf.pt", threshold=1.0), files[0])
-    assert capsys.readouterr().out == "filename\tonset\toffset\tevent_label\n"
+    assert capsys.readouterr().out == HEADER
     state = torch.load(model, weights_only=True)
     torch.save(state | {"toy_data": True}, model)
-    run(model, files[0])
-    assert "trained on toy data: on other recordings its events mean nothing" in capsys.readouterr().err
+    run(model, *files)
+    said = capsys.readouterr().err
+    assert said.count("trained on synthesised sounds: what it finds in recordings means nothing") == 1
+
+
+class HearsTwo(nn.Module):
+    """A stand-in with two classes: a frame's logit is its mean log-mel plus 8, for "Loud" plus 5.5"""
+
+    streams = ()
+
+    def forward(self, log_mel, visual, present, audio_weight):
+        logits = log_mel.unflatten(1, (64, 8)).mean((2, 3))[:, :, None] + torch.tensor([5.5, 8.0])  # (B, 64, 2)
+        return logits, logits.amax(1)
+
+
+@pytest.fixture
+def hears_two(tmp_path, monkeypatch):
+    """m.pt is read as a network whose events are known"""
+    (tmp_path / "m.pt").touch()
+    data = features.DataSet(["Loud", "Sound"], {}, (np.zeros(64, np.float32), np.ones(64, np.float32)), {})
+    model = predict.Trained(HearsTwo(), data, 1.0, np.array([0.5, 0.5]), np.array([3, 3]), CPU)
+    monkeypatch.setattr(predict, "load_model", lambda path, device: model)
+    return model
+
+
+def test_scores_are_mean_probabilities_and_thresholds_can_be_given(tmp_path):
+    scores = np.zeros((64, 1), np.float32)
+    scores[10:20, 0], scores[40:, 0] = np.linspace(0.55, 0.64, 10), 0.9
+    heard = predict.Heard(scores, 7.0, None, 1, {}, None)  # the last event ends within frame 44
+    names = [("a.wav", 1.565, 3.13, "Sound", 0.595), ("a.wav", 6.26, 7.0, "Sound", 0.9)]
+    assert predict.events_of(listener(), "a.wav", heard) == names
+    assert predict.events_of(listener(), "a.wav", heard, threshold=0.7) == names[1:]
+    assert predict.events_of(listener(), "a.wav", heard, min_score=0.596) == names[1:]
+    assert predict.events_of(listener(), "a.wav", heard, min_score=0.595) == names
+    heard.frame_scores[:] += 0.01
+    low = predict.events_of(listener(), "a.wav", heard, threshold=0.0)
+    assert low == [("a.wav", 0.0, 7.0, "Sound", round(float(scores[:45].mean()), 3))]
+
+
+def test_formats_by_hand(tmp_path, capsys, monkeypatch):
+    rows = [("é.wav", 0.0, 2.5, "A b", 0.5), ("é.wav", 3661.0345, 3662.0, "C", 0.9995)]
+    assert predict.as_tsv("é.wav", 4000.0, rows) == HEADER + (
+        "é.wav\t0.0\t2.5\tA b\t0.500\né.wav\t3661.0345\t3662.0\tC\t1.000\n"
+    )
+    assert predict.as_audacity("é.wav", 4000.0, rows) == (
+        "0.000000\t2.500000\tA b 0.500\n3661.034500\t3662.000000\tC 1.000\n"
+    )
+    assert predict.as_srt("é.wav", 4000.0, rows) == (
+        "1\n00:00:00,000 --> 00:00:02,500\nA b (0.500)\n\n2\n01:01:01,034 --> 01:01:02,000\nC (1.000)\n\n"
+    )
+    text = predict.as_json("é.wav", 4000.0, rows)
+    assert text.count("\n") == 1 and "é" in text
+    first = {"onset": 0.0, "offset": 2.5, "event_label": "A b", "score": 0.5}
+    found = json.loads(text)
+    assert found["filename"] == "é.wav" and found["seconds"] == 4000.0 and found["events"][0] == first
+    model, files = tiny_model(tmp_path / "m.pt"), [noise_at(tmp_path / f"{name}.wav", 2, (0, 1)) for name in "ab"]
+    for given, ending in (("audacity", "txt"), ("json", "json"), ("srt", "srt")):
+        out = tmp_path / given
+        run(model, *files, "--format", given, "--out", out)
+        assert capsys.readouterr().out == ""
+        assert sorted(path.name for path in out.iterdir()) == [f"a.wav.{ending}", f"b.wav.{ending}", "settings.json"]
+        run(model, files[0], "--format", given)
+        assert capsys.readouterr().out == (out / f"a.wav.{ending}").read_text()
+    run(model, *files, "--format", "json")
+    assert [json.loads(line)["filename"] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "b.wav"]
+    run(tiny_model(tmp_path / "deaf.pt", threshold=1.0), files[0], "--format", "srt", "--out", tmp_path / "srt")
+    assert (tmp_path / "srt/a.wav.srt").read_bytes() == b""  # a blank line would be no subtitle
+
+
+def test_folders_and_bad_recordings(tmp_path, capsys):
+    model, folder = tiny_model(tmp_path / "m.pt"), tmp_path / "in"
+    for name in ("b/x.wav", "a/x.WAV", "c.flac", ".hidden/x.wav", "a/._x.wav", "a/.x.wav"):
+        noise_at(folder / name, 2, (0, 1))
+    (folder / "a/x.tsv").write_text("no recording")
+    (folder / "b/broken.wav").write_bytes(b"RIFF and nothing else")
+    (folder / "b/y\nz.wav").write_bytes(b"")
+    alone = noise_at(tmp_path / "alone.wav", 2, (0, 1))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        run(model, folder, tmp_path / "absent.wav", alone, "--out", out)
+    printed = capsys.readouterr()
+    names = ["a/x.WAV", "b/x.wav", "c.flac", "alone.wav"]
+    assert stop.value.code == 1
+    assert [line.split("\t")[0] for line in printed.out.splitlines()[1::2]] == names
+    assert (out / "predictions.tsv").read_text() == printed.out and (out / "a/x.WAV.tsv").is_file()
+    last = printed.err.splitlines()[-4:]
+    assert last[0] == "failed: 3 of 7 recordings" and "in/b/broken.wav: cannot be decoded" in last[1]
+    assert "y\\nz.wav" in last[2] and "absent.wav: no such file" in last[3]
+    assert re.search(r"^6/7 +failed: .*absent.wav", printed.err, re.M)
+    assert not list(out.rglob("*broken*"))
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([tmp_path / "empty"], "empty: no file in it is a recording"),
+        ([folder, folder], "a/x.WAV: two files of this name"),
+        ([folder, "--visual-file", "v.npy"], "name one FILE"),
+        ([folder, "--format", "srt"], "--format srt makes a file of each recording"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run(model, *arguments)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_interrupted_call_goes_on(tmp_path, capsys, monkeypatch):
+    model, out = tiny_model(tmp_path / "m.pt"), tmp_path / "out"
+    files = [noise_at(tmp_path / f"{name}.wav", 2, (0, 1)) for name in "abc"]
+    heard, hear = [], predict.hear
+
+    def watched(trained, path, *more):
+        heard.append(Path(path).name)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+        return hear(trained, path, *more)
+
+    monkeypatch.setattr(predict, "hear", watched)
+    command = [model, *files, "--out", out]
+    with pytest.raises(SystemExit) as stop:
+        run(*command)
+    assert "interrupted; give the same command again to go on" in str(stop.value)
+    before = capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["a.wav.tsv", "b.wav.tsv", "settings.json"]
+    run(*command)
+    whole = capsys.readouterr().out
+    assert heard == ["a.wav", "b.wav", "c.wav", "c.wav"] and whole.startswith(before) and "c.wav" in whole
+    assert (out / "predictions.tsv").read_text() == whole
+
+    def done_anew(*more):
+        heard.clear()
+        heard.extend([None] * 3)  # nobody interrupts
+        run(*command, *more)
+        return heard[3:]
+
+    assert done_anew() == [] and capsys.readouterr().out == whole
+    os.utime(files[1], ns=(1, (out / "b.wav.tsv").stat().st_mtime_ns + 1))  # changed after it was heard
+    assert done_anew() == ["b.wav"]
+    os.utime(files[1], ns=(1, 1))
+    assert done_anew("--scores") == ["a.wav", "b.wav", "c.wav"] and done_anew("--scores") == [] and done_anew() == []
+    assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]  # what is there has another threshold
+    assert done_anew("--threshold", "1") == [] and (out / "a.wav.tsv").read_text() == HEADER
+    torch.save(torch.load(model, weights_only=True) | {"infer_weight": 0.75}, model)
+    assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]
+
+
+@with_ffmpeg
+def test_stdin_is_a_recording(tmp_path, capsys, monkeypatch):
+    model, path = tiny_model(tmp_path / "m.pt"), noise_at(tmp_path / "a.wav", 2, (0, 1))
+    for content in (path.read_bytes(), b"no sound"):
+        (tmp_path / "pipe").write_bytes(content)
+        monkeypatch.setattr(sys, "stdin", open(tmp_path / "pipe"))
+        if content == b"no sound":
+            with pytest.raises(SystemExit) as stop:
+                run(model, "-")
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert stop.value.code == 2 and said.startswith("error: stdin: no sound")
+        else:
+            run(model, "-", "--out", tmp_path / "out")
+            rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+            assert [row[:3] for row in rows[1:]] == 2 * [["stdin", "0.0", "2.0"]]
+            assert (tmp_path / "out/stdin.tsv").is_file()
+
+
+def test_events_from_python(tmp_path):
+    """As documented: from another folder, with nothing but the project on the path; nothing is printed"""
+    model, path = tiny_model(tmp_path / "m.pt"), noise_at(tmp_path / "street.wav", 13, (0, 1))
+    (tmp_path / "small.py").write_text("import avsed, test_avsed as t\nt.shrink(setattr)\navsed.DECODER_BLOCKS = 3\n")
+    say = "import small; from extras.predict import events, load_model; model = load_model('m.pt')"
+    (tmp_path / "use.py").write_text(f"{say}\nopen('said', 'w').write(repr(events(model, 'street.wav')))\n")
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert done.stdout == done.stderr == b""
+    rows = ast.literal_eval((tmp_path / "said").read_text())
+    assert [row[:4] for row in rows] == [("street.wav", 0.0, 13.0, label) for label in CLASSES]
+    trained = predict.load_model(model, "cpu")
+    assert predict.events(trained, path, threshold=0.0, min_score=1.0) == []
+
+
+def test_what_was_heard_is_let_go_of(tmp_path, hears_two, monkeypatch):
+    """Memory stays the same over hundreds of recordings"""
+    for k in range(4):
+        noise_at(tmp_path / f"in/{k}.wav", 2, (0, 1))
+    hear, made = predict.hear, []
+
+    def watched(*more):
+        assert [of() for of in made[:-1]] == [None] * len(made[:-1])  # only the one before may still be there
+        heard = hear(*more)
+        made.append(weakref.ref(heard))
+        return heard
+
+    monkeypatch.setattr(predict, "hear", watched)
+    run(tmp_path / "m.pt", tmp_path / "in", "--out", tmp_path / "out", "--page")
+    assert len(made) == 4
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page_of(tmp_path, capsys, hears_two):
+    """A recording's page as the command makes it, and its table: 71 s, so two tiles, some true events"""
+    bursts = [(1.5, 3), (5, 6), (62, 65.2), (70, 71)]
+    path = noise_at(tmp_path / "<a> & 'b'.wav", 71, *bursts)
+    truth = tmp_path / "true.tsv"
+    truth.write_text(f"filename\tonset\toffset\tevent_label\n{path.name}\t1.0\t3.5\tSound\n{path.name}\t9\t9.5\tFox\n")
+    run(tmp_path / "m.pt", path, "--out", tmp_path / "out", "--page", "--reference", truth)
+    table = capsys.readouterr().out
+    return tmp_path / f"out/{path.name}.html", table
+
+
+def test_a_page_holds_what_the_table_holds(page_of):
+    path, table = page_of
+    rows = [line.split("\t") for line in table.splitlines()[1:]]
+    assert len(rows) > 4 and {row[3] for row in rows} == {"Loud", "Sound"}
+    tags = Tags(path.read_text(encoding="utf-8"))
+    bars = [tag for tag in tags.all("button") if "event" in tag.get("class", "").split()]
+    found = [bar for bar in bars if "data-event" in bar]
+    assert sorted(int(bar["data-event"]) for bar in found) == list(range(len(rows)))
+    for bar in found:
+        _, onset, offset, label, score = rows[int(bar["data-event"])]
+        left, width = map(float, re.fullmatch(r"left: (.*)%; width: (.*)%", bar["style"]).groups())
+        assert left == pytest.approx(100 * float(onset) / 71, abs=1e-4)
+        assert width == pytest.approx(100 * (float(offset) - float(onset)) / 71, abs=1e-4)
+        assert bar["data-onset"] == onset and bar["title"].startswith(f"{label}, ") and score in bar["title"]
+    assert [bar["data-onset"] for bar in bars if "data-event" not in bar] == ["9.0", "1.0"]  # by class: Fox, Sound
+    assert [tag["data-label"] for tag in tags.all("div") if tag.get("class") == "lane"] == ["Fox", "Loud", "Sound"]
+    content = json.loads(next(text for tag, text in tags.scripts if tag.get("id") == "data"))
+    assert content["curves"].keys() == {"Loud", "Sound"} and content["thresholds"]["Loud"] == 0.5
+    curve = np.frombuffer(base64.b64decode(content["curves"]["Sound"]), np.uint8)
+    loud = curve[round(62 / FRAME_HOP) + 1 : round(65 / FRAME_HOP)]
+    assert len(curve) == math.ceil(71 / FRAME_HOP) and loud.min() > 128 > curve[60:390].max()
+    pictures = [content_of(tag["src"]) for tag in tags.all("img")]
+    sizes = [struct.unpack(">II", picture[16:24]) for kind, picture in pictures]
+    assert sizes[1:] == [(3072, 64), (8 * len(curve) - 3072, 64)] and sizes[0][0] <= 1500
+    kind, sound = content_of(tags.all("audio")[0]["src"])
+    assert soundfile.info(io.BytesIO(sound)).duration == pytest.approx(71, abs=0.2) and kind == "audio/mpeg"
+    assert len(sound) * 8 / 71 < 64000
+
+
+def test_tiles_are_the_log_mel(monkeypatch):
+    seen = []
+    monkeypatch.setattr(page, "png", lambda array, palette: seen.append(array) or b"")
+    log_mel = np.linspace(-4, 0, 3100 * 64, dtype=np.float16).reshape(3100, 64)
+    page.timeline(log_mel, 60.0, [], [], None)
+    assert [array.shape for array in seen] == [(64, 3072), (64, 28)]
+    whole = np.concatenate(seen, 1)
+    assert whole[-1, 0] == 0 and whole[0, -1] == 255  # low frequencies are at the bottom
+    assert (np.diff(whole[30].astype(int)) >= 0).all() and (np.diff(whole[:, 1500].astype(int)) <= 0).all()
+
+
+def test_a_page_without_events(tmp_path, capsys, hears_two):
+    hears_two.threshold, hears_two.toy = np.array([1.0, 1.0]), True
+    for name, seconds in (("short", 0.01), ("silent", 12)):
+        write_wav(tmp_path / f"{name}.wav", np.zeros(round(16000 * seconds)))
+        run(tmp_path / "m.pt", tmp_path / f"{name}.wav", "--out", tmp_path / "out", "--page")
+        text = (tmp_path / f"out/{name}.wav.html").read_text(encoding="utf-8")
+        assert "No event was found" in text and "Trained on synthesised sounds: what it finds" in text
+        assert "true event" not in text
 
 
 def test_a_clip_gets_the_events_that_its_run_gives_it(tmp_path, capsys):
     root, path = write_tiny(tmp_path / "set"), tmp_path / "r/model.pt"
     short = "--epochs 1 --batches 1 --batch-size 2 2 3".split()
     run_train("--data", root, "--visual", "openl3", "--out", path.parent, *short)
-    trained, data = predict.load_trained(path, CPU), features.load_dataset(root, ["openl3"], log=quiet)
+    trained, data = predict.load_model(path, CPU), features.load_dataset(root, ["openl3"], log=quiet)
     weight, public = trained.audio_weight, data.partitions["public"]
     scores, _ = train.predict(trained.student, data, public, [weight], CPU)[weight]
     threshold = (scores.min((0, 1)) + scores.max((0, 1))) / 2  # one that such a short run is sometimes above
@@ -355,7 +627,7 @@ def test_a_clip_gets_the_events_that_its_run_gives_it(tmp_path, capsys):
     for clip, sound in zip(public.filenames, public.paths):
         run(path, sound, "--visual-file", root / "visual/openl3" / f"{Path(clip).stem}.npy")
         rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
-        got = [(name, float(onset), float(offset), label) for name, onset, offset, label in rows]
+        got = [(name, float(onset), float(offset), label) for name, onset, offset, label, _ in rows]
         assert got and sorted(got) == sorted((n, round(a, 4), round(b, 4), c) for n, a, b, c in wanted if n == clip)
 
 
@@ -367,7 +639,8 @@ def test_pictures_of_the_command(tmp_path, capsys):
     out = tmp_path / "out"
     run(tiny_model(tmp_path / "model.pt"), path, "--out", out, "--plot", "--attention", "--reference", truth)
     made = sorted(path.name for path in out.iterdir())
-    assert made == ["a.wav.attention.npy", "a.wav.attention.png", "a.wav.png", "predictions.tsv"]
+    drawn = ["a.wav.attention.npy", "a.wav.attention.png", "a.wav.png"]
+    assert made == [*drawn, "a.wav.tsv", "predictions.tsv", "settings.json"]
     assert (out / "a.wav.png").read_bytes()[:4] == (out / "a.wav.attention.png").read_bytes()[:4] == b"\x89PNG"
     assert np.load(out / "a.wav.attention.npy").shape == (3, 1, 3, 65, 64)
 
@@ -455,7 +728,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
     (
         (["m.pt"], "required: FILE"),
         (["m.pt", "a.wav", "--scores"], "name a folder with --out"),
-        (["m.pt", "a.wav", "--reference", "t.tsv"], "--reference is drawn by --plot"),
+        (["m.pt", "a.wav", "--reference", "t.tsv"], "--reference is drawn by --page and --plot"),
         (["m.pt", "a.wav", "b.wav", "--visual-file", "v.npy"], "name one FILE"),
         (["m.pt", "a.wav", "--weights", "w.pt", "--visual-file", "v.npy"], "exclude each other"),
     ),
