@@ -2,6 +2,7 @@
 
 import base64
 import fcntl
+import inspect
 import io
 import json
 import os
@@ -125,16 +126,17 @@ def test_pictures():
     assert content_of(shown["src"])[1][:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("rate, limit", ((8000, 64), (16000, 64), (24000, 64), (44100, 710), (7000, 120)))
-def test_players_sound_as_they_were_given(rate, limit):
+@pytest.mark.parametrize("rate, kbits", ((8000, 64), (16000, 64), (24000, 64), (44100, 64), (7000, 113)))
+def test_players_sound_as_they_were_given(rate, kbits):
     seconds = 3
     moments = np.arange(seconds * rate) / rate
     sound = 0.5 * np.sin(2 * np.pi * 440 * moments) * (moments > 1)
     (player,) = Tags(page.player(sound, rate, NASTY, 'id="player"')).all("audio")
     assert "controls" in player and player["aria-label"] == NASTY and player["id"] == "player"
     kind, content = content_of(player["src"])
-    assert kind == ("audio/wav" if content[:4] == b"RIFF" else "audio/mpeg")
-    assert len(content) * 8 / seconds < 1000 * limit
+    old = "bitrate_mode" not in inspect.signature(soundfile.SoundFile).parameters  # soundfile before 0.13
+    assert kind == ("audio/wav" if rate == 7000 or old else "audio/mpeg") and (content[:4] == b"RIFF") == ("wav" in kind)
+    assert old or len(content) * 8 / seconds < 1000 * kbits
     heard, heard_rate = soundfile.read(io.BytesIO(content))
     assert heard_rate == rate and seconds <= len(heard) / rate < seconds + 0.25  # an MP3 is whole blocks long
     loud = np.flatnonzero(np.abs(heard) > 0.25)[0] / rate
@@ -222,6 +224,10 @@ class Browser:
     def press(self, key, **more):
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, **({"text": key} if len(key) == 1 else {}), **more)
+
+    def click(self, x, y):
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def complaints(self):
         """Errors and warnings so far, and what was fetched from elsewhere"""
