@@ -71,15 +71,16 @@
   function drawAxis(pen, width, line, text) {
     const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
     const step = steps.find((s) => s * scale >= 80) || 7200;
-    const first = Math.max(0, Math.floor(scroll.scrollLeft / scale / step));
+    const left = scroll.scrollLeft;
+    const first = Math.floor(left / scale / step);
     pen.strokeStyle = line;
     pen.fillStyle = text;
     pen.font = "12px system-ui, sans-serif";
     pen.beginPath();
     for (let k = first; ; k += 1) {
-      const x = Math.round(k * step * scale - scroll.scrollLeft) + 0.5;
+      const x = Math.round(k * step * scale - left) + 0.5;
       if (x > width || k * step > data.seconds) break;
-      pen.moveTo(x, 17);
+      pen.moveTo(x, 18);
       pen.lineTo(x, 26);
       const label = clock(k * step, step < 1 ? 1 : 0);
       if (x + 4 + pen.measureText(label).width < width) pen.fillText(label, x + 4, 17);
@@ -91,16 +92,18 @@
     const curve = curves[label];
     if (!curve) return; // only the reference has this class
     const threshold = data.thresholds[label];
-    const frame = (x) => (scroll.scrollLeft + x) / scale / data.hop;
+    const left = scroll.scrollLeft;
+    const frame = (x) => Math.floor((left + x) / scale / data.hop);
     const y = (value) => top + height * (1 - value / 255);
     pen.beginPath();
     pen.moveTo(0, top + height);
     let end = 0;
     for (let x = 0; x <= width; x += 1) {
-      const first = Math.floor(frame(x));
+      const first = frame(x);
       if (first >= curve.length) break;
+      const next = Math.min(frame(x + 1), curve.length); // many frames in a pixel: the highest is drawn
       let most = curve[first];
-      for (let k = first + 1; k < Math.min(frame(x + 1), curve.length); k += 1) most = Math.max(most, curve[k]);
+      for (let k = first + 1; k < next; k += 1) most = Math.max(most, curve[k]);
       pen.lineTo(x, y(most));
       end = x;
     }
