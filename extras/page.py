@@ -89,7 +89,8 @@ def page(title, body, style="", script=""):
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n{script}</body>\n</html>"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<body>\n{body}\n{script}</body>\n</html>"
     )
 
 
@@ -177,8 +178,8 @@ def audio(content, label, more=""):
 def sound_writer(file, rate):
     """-> soundfile.SoundFile that writes one channel into a binary file: MP3 of at most 64 kbit/s, else 16 bit WAV.
 
-    Of a constant rate: in an hour of MP3 with a variable one, Chromium was heard up to 20 s beside the moment asked for.
-    soundfile before 0.13 cannot say so, and writes WAV.
+    Of a constant rate: in an hour of MP3 with a variable one, Chromium played up to 20 s beside the moment asked for.
+    soundfile before 0.13 cannot ask for that, and gets WAV.
     """
     if "MP3" in soundfile.available_formats() and rate in MP3_RATES:
         options = dict(bitrate_mode="CONSTANT", compression_level=0.8 if rate < 32000 else 0.9)  # 40, 56 kbit/s
@@ -229,7 +230,8 @@ def recording_page(name, seconds, sound, log_mel, classes, frame_scores, thresho
         event_list(events),
         data_script("data", content),
     ]
-    style, script = (Path(__file__).with_name(f"recording.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    beside = Path(__file__).with_name("recording")
+    style, script = (beside.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
     return page(name, "\n".join(body), style, script)
 
 
@@ -271,7 +273,7 @@ def overview(log_mel, seconds, labels, events, truth):
     step = -(-len(log_mel) // OVERVIEW)
     columns = np.stack([part.mean(0, dtype=np.float32) for part in np.split(log_mel, range(step, len(log_mel), step))])
     width = f"{100 * len(log_mel) * LOG_MEL_HOP / seconds:.4f}%"
-    image = f'<img style="width: {width}" alt="" src="{data_uri(log_mel_png(columns, range_of(log_mel)), "image/png")}">'
+    uri = data_uri(log_mel_png(columns, range_of(log_mel)), "image/png")
     height = min(8, 160 / max(1, len(labels)))  # pixels for a class
     tops = {label: f"top: {2 + height * row:.1f}px" for row, label in enumerate(labels)}
     marks = [
@@ -284,7 +286,7 @@ def overview(log_mel, seconds, labels, events, truth):
     ]
     return f"""<div class="overview" id="overview" role="slider" tabindex="0" aria-label="position in the recording"
 aria-valuemin="0" aria-valuemax="{seconds}" aria-valuenow="0">
-{image}
+<img style="width: {width}" alt="" src="{uri}">
 <div class="marks" style="height: {height * len(labels) + 4:.1f}px">{"".join(marks)}</div>
 <div class="view" id="view"></div><div class="cursor" id="overview-cursor"></div></div>"""
 
@@ -348,8 +350,9 @@ plays from a second before it</span></p>"""
 
 def event_list(events):
     rows = "\n".join(
-        f'<tr data-event="{number}"><td><button data-onset="{onset}" aria-label="play {escape(label)} at {onset:.2f} s">'
-        f'▶</button></td><td class="number">{onset:.2f}</td><td class="number">{offset:.2f}</td><td>{escape(label)}</td>'
+        f'<tr data-event="{number}"><td>'
+        f'<button data-onset="{onset}" aria-label="play {escape(label)} at {onset:.2f} s">▶</button></td>'
+        f'<td class="number">{onset:.2f}</td><td class="number">{offset:.2f}</td><td>{escape(label)}</td>'
         f'<td class="number">{score:.3f}</td></tr>'
         for number, (_, onset, offset, label, score) in enumerate(events)
     )

@@ -497,7 +497,7 @@ def check_names(names, out):
 
 
 def begin_folder(args):
-    """Keep in DIR/settings.json what the files in --out are made with. All that is older than this file is made anew."""
+    """Keep in DIR/settings.json what the files in --out are made with; those older than it will be made anew"""
     inputs = [Path(path) for path in (args.model, *args.weights, *args.visual_file)]
     inputs += [Path(args.reference)] if args.reference else []
     settings = {"inputs": plumbing.fingerprint(inputs), "threshold": args.threshold, "min_score": args.min_score}
@@ -669,16 +669,15 @@ def parse_arguments(arguments):
         "score, the mean probability of the label during the event.",
     )
     add = parser.add_argument
-    probability = plumbing.fraction
     add("model", metavar="MODEL", help="the model.pt that a run left")
     add("files", nargs="+", metavar="FILE", help="sound, video (all but wav, flac and ogg need ffmpeg), a folder, or -")
     add("--weights", nargs="+", default=[], metavar="FILE", help="of the visual networks, in the order of the streams")
     add("--visual-file", nargs="+", default=[], metavar="NPY", help="instead, the visual vectors of FILE's first 10 s")
     add("--format", choices=FORMATS, default="tsv", help="of the events; default: tsv")
-    add("--threshold", type=probability, metavar="T", help="0 to 1, for all classes; default: each one's tuned one")
-    add("--min-score", type=probability, default=0.0, metavar="S", help="leave out events of a lower score")
-    add("--out", metavar="DIR", help="a file of events for each FILE, and what the next flags ask for; what is there, and"
-        " newer than FILE, is not done again")  # fmt: skip
+    add("--threshold", type=plumbing.fraction, metavar="T", help="0 to 1, for all classes; default: each its tuned one")
+    add("--min-score", type=plumbing.fraction, default=0.0, metavar="S", help="leave out events of a lower score")
+    add("--out", metavar="DIR", help="write a file of events for each FILE, and what the next flags ask for; what"
+        " is there, and newer than FILE, is not done again")  # fmt: skip
     add("--page", action="store_true", help="DIR/FILE.html, to look at and to listen to in a browser")
     add("--scores", action="store_true", help="probabilities of each frame of 0.1565 s, DIR/FILE.scores.npy")
     add("--plot", action="store_true", help="a picture, DIR/FILE.png; needs matplotlib")
