@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from extras.plumbing import write_text
+from extras.plumbing import replacing
 from features import FRAME_HOP, HOP, MELS, SAMPLE_RATE, WINDOW, mel_filterbank
 
 # nothing is fetched from anywhere, whatever a body holds
@@ -97,7 +97,8 @@ def page(title, body, style="", script=""):
 def write(path, document):
     """Write a page; its folder is made where it is not there"""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(Path(path), document.encode(errors="replace").decode())  # what is no text in a file's name becomes "?"
+    with replacing(path) as partial:
+        partial.write_text(document, encoding="utf-8", errors="replace")  # what is no text in a file's name becomes "?"
 
 
 def table(header, rows, caption=""):
@@ -190,6 +191,7 @@ def sound_writer(file, rate):
 
 # --- the page of a recording -----------------------------------------------------------------------------------------
 # What is seen is HTML, with places and widths in percent of the recording's length; extras/recording.js makes it move.
+# Signs beyond ASCII are written as &names; else each letter of a long page would take two bytes of memory.
 
 LOG_MEL_HOP = HOP / SAMPLE_RATE  # seconds
 TILE = 3072  # log-mel frames in a picture: 60.1 s
@@ -220,7 +222,7 @@ def recording_page(name, seconds, sound, log_mel, classes, frame_scores, thresho
     }
     body = [
         f"<h1>{escape(name)}</h1>",
-        f'<p class="facts">{" · ".join(map(escape, facts))}</p>',
+        f'<p class="facts">{" &middot; ".join(map(escape, facts))}</p>',
         *(f'<p class="warning">{escape(text)}</p>' for text in warnings),
         controls(sound, name),
         overview(log_mel, seconds, labels, events, truth or ()),
@@ -240,7 +242,7 @@ def controls(sound, name):
 {audio(sound, name, 'id="player"')}
 <span class="moment" id="moment">0:00.00</span>
 <span class="group">Zoom
-<button id="zoom-out" aria-label="zoom out">−</button>
+<button id="zoom-out" aria-label="zoom out">&minus;</button>
 <button id="zoom-in" aria-label="zoom in">+</button>
 <button id="zoom-all">all</button></span>
 <span class="group">Save shown events as
@@ -343,15 +345,15 @@ def legend(with_truth):
 stroke-width="2"/></svg> probability, 0 to 1</span>
 <span><svg viewBox="0 0 28 14" aria-hidden="true"><path d="M0 7h28" stroke="currentColor" stroke-width="2"
 stroke-dasharray="6 4"/></svg> threshold</span>
-<span class="keys"><kbd>space</kbd> plays and pauses, <kbd>←</kbd> <kbd>→</kbd> move by 1 s, with <kbd>shift</kbd> by
-10 s, <kbd>n</kbd> <kbd>p</kbd> go to the next and previous event, <kbd>+</kbd> <kbd>−</kbd> zoom; a click on an event
+<span class="keys"><kbd>space</kbd> plays and pauses, <kbd>&larr;</kbd> <kbd>&rarr;</kbd> move by 1 s, with <kbd>shift</kbd> by
+10 s, <kbd>n</kbd> <kbd>p</kbd> go to the next and previous event, <kbd>+</kbd> <kbd>&minus;</kbd> zoom; a click on an event
 plays from a second before it</span></p>"""
 
 
 def event_list(events):
     rows = "\n".join(
         f'<tr data-event="{number}"><td>'
-        f'<button data-onset="{onset}" aria-label="play {escape(label)} at {onset:.2f} s">▶</button></td>'
+        f'<button data-onset="{onset}" aria-label="play {escape(label)} at {onset:.2f} s">&#9654;</button></td>'
         f'<td class="number">{onset:.2f}</td><td class="number">{offset:.2f}</td><td>{escape(label)}</td>'
         f'<td class="number">{score:.3f}</td></tr>'
         for number, (_, onset, offset, label, score) in enumerate(events)

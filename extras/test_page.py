@@ -147,6 +147,12 @@ def test_players_sound_as_they_were_given(rate, kbits):
     assert abs(int(spectrum.argmax()) - 440) <= 1
 
 
+def test_an_mp3_has_a_constant_rate():
+    """With a variable one, browsers only guess where a moment is"""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
+    assert len(page.player(noise, 16000)) == len(page.player(np.zeros(32000), 16000))
+
+
 def test_without_mp3_the_sound_is_wav(monkeypatch):
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": ""})
     (player,) = Tags(page.player(np.array([0, 0.5, -2.0]), 16000)).all("audio")

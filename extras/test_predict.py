@@ -165,6 +165,17 @@ def test_windows_are_scaled_one_by_one(tmp_path):
     assert np.array_equal(got[:150], even[:150]) and (got[192:] < even[192:]).all()
 
 
+def test_log_mel_is_kept_as_loud_as_the_recording(tmp_path):
+    sound = 0.5 * np.random.default_rng(0).standard_normal(40 * 16000).clip(-1, 1)
+    sound[20 * 16000 :] /= 10
+    write_wav(tmp_path / "a.wav", sound, subtype="FLOAT")
+    log_mel = predict.hear(listener(), tmp_path / "a.wav", {}, {}, keep_log_mel=True).log_mel.astype(float)
+    loud, quiet = log_mel[100:900].mean(0), log_mel[1100:1900].mean(0)
+    assert log_mel.shape[1] == 64 and np.allclose(loud - quiet, math.log(10), atol=0.1)
+    one = features.log_mel(sound[:160000].astype(np.float32))[:500].numpy()
+    assert np.abs(log_mel[:256] - one[:256]).max() < 0.02  # float16
+
+
 def test_long_recordings_take_no_more_memory(tmp_path):
     peaks = []
     for minutes in (6, 12):
@@ -622,8 +633,14 @@ def test_the_page_in_a_browser(page_of, browser):  # noqa: F811
     assert browser.value("count.textContent") == f"{len(rows)} of {len(rows)} events shown"
     assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth)")
     browser.value("window.timeline = document.getElementById('scroll')")
-    painted = "curves.getContext('2d').getImageData(0, 0, curves.width, curves.height).data.some(value => value)"
-    assert browser.value(painted)
+
+    # the curve of "Sound" is high where it sounds, 1.5 to 3 s
+    lane_top = browser.value("document.querySelector('.lane[data-label=Sound]').offsetTop")
+    width, whole = browser.value("[curves.width, track.clientWidth]")
+    painted = "[...curves.getContext('2d').getImageData(0, 0, curves.width, curves.height).data]"
+    lane = np.reshape(browser.value(painted), (-1, width, 4))[lane_top + 3 : lane_top + 32].any(2)  # painted?
+    sounding, silent = (lane[:, round(moment / 71 * whole)].sum() for moment in (2.3, 4.2))
+    assert sounding > 20 and silent < 6
 
     # a click on an event plays from a second before it, the keys play and move, and the cursor follows
     box = "document.querySelector('.event[data-event=\"0\"]').getBoundingClientRect()"
