@@ -252,7 +252,7 @@
     keys[event.key](event);
   });
   document.addEventListener("keyup", (event) => {
-    if (event.key === " " && event.target.closest("[data-onset]")) event.preventDefault(); // else it is a click, too
+    if (event.key === " " && event.target.closest("[data-onset]")) event.preventDefault(); // else some browsers click
   });
 
   scroll.addEventListener("scroll", show);

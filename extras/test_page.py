@@ -278,6 +278,10 @@ def test_a_page_in_a_browser(browser, tmp_path):
         assert browser.value("document.querySelector('img').naturalWidth") == 7
         light = browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert light != dark and browser.complaints() == []
-    page.write(tmp_path / "b.html", page.page("b", '<img src="https://example.org/a.png" alt="">'))
-    browser.open(tmp_path / "b.html")
-    assert browser.complaints()  # it is refused, whatever a body holds
+    for name, body, script in (
+        ("image", '<img src="https://example.org/a.png" alt="">', ""),
+        ("fetch", "", "fetch('https://example.org/a.json').catch(() => {})"),
+    ):
+        page.write(tmp_path / f"{name}.html", page.page(name, body, script=script))
+        browser.open(tmp_path / f"{name}.html")
+        assert "Content Security Policy" in " ".join(browser.complaints()), name  # refused, whatever a body holds
