@@ -416,15 +416,15 @@ def draw_attention(args, classes, parts, place, out, device, log):
 
 
 def parse_arguments(arguments):
-    parser = tagging.command_line("boes2019", __doc__.split("\n")[0])
+    runs = f"with --table {PAPER['runs']}, on toy data {TOY['runs']}"
+    parser = tagging.command_line("boes2019", __doc__.split("\n")[0], runs)
     add, systems = parser.add_argument, {config.system: config for row, _ in table_rows(Config()) for config in row}
     add("--sound", type=plumbing.folder_name, metavar="NAME", help="what is heard: a folder in DIR/sound; default: "
         "vggish, on toy data log-mel")
     add("--system", choices=systems, metavar="FIRST-SECOND-POSITIONS-POOLING-ATTENTION", help="inputs of encoder and "
         f"decoder, those with positions, ...; default: {BEST}, with --attention {DRAWN}; another: audio-video-"
         "audio+video-max-normalized")
-    add("--table", action="store_true", help="all systems of Table 1; finished runs are not done again; --runs: "
-        f"default {PAPER['runs']}, on toy data {TOY['runs']}")
+    add("--table", action="store_true", help="all systems of Table 1; finished runs are not done again")
     add("--attention", metavar="CLIP", help="a picture of what a step of this clip attends to; needs matplotlib")
     add("--step", type=int, choices=range(STEPS), metavar="0-9", help="default: where the likeliest class is surest")
     for name, what in (("epochs", "at most"), ("batches", "of 40 clips per epoch")):

@@ -508,7 +508,7 @@ def run(args):
         log(analyse(classes, parts["public"], runs, out, as_paper))
 
 
-def positive_number(text):
+def number_above_0(text):
     if not 0 < float(text) < math.inf:
         raise ValueError
     return float(text)
@@ -516,12 +516,12 @@ def positive_number(text):
 
 def parse_arguments(arguments):
     what = "Train and score the two networks and the fusions of Fayek & Kumar 2020."
-    parser = tagging.command_line("fayek2020", what)
+    parser = tagging.command_line("fayek2020", what, runs="1")
     add = parser.add_argument
     add("--ablations", action="store_true", help="the rows of Table 4 too")
     add("--analysis", action="store_true", help="Figures 2 to 4 too: analysis.tsv, analysis.png; needs matplotlib")
     add("--audio-epochs", type=plumbing.positive, metavar="N", help=f"default: {AUDIO.epochs}, toy {TOY_AUDIO.epochs}")
-    add("--audio-rates", type=positive_number, nargs="+", metavar="RATE", help="to choose from; default: 0.001 alone")
+    add("--audio-rates", type=number_above_0, nargs="+", metavar="RATE", help="to choose from; default: 0.001 alone")
     add("--fusion-epochs", type=plumbing.positive, default=FUSION.epochs, metavar="N", help=f"default: {FUSION.epochs}")
     add("--precision", choices=("fp32", "bf16"), help="of the audio network; default: bf16 where the device has it")
     return parser.parse_args(arguments)

@@ -251,14 +251,14 @@ def read_report(path, wanted):
     return found
 
 
-def command_line(name, description):
-    """-> parser with the flags that both commands have"""
+def command_line(name, description, runs):
+    """-> parser with the flags that both commands have. runs: how many there are by default, in words"""
     parser = argparse.ArgumentParser(prog=f"python -m extras.{name}", description=description)
     add = parser.add_argument
     add("--data", type=folder, metavar="DIR", help="data set in the layout of extras/README.md; default: toy data")
     add("--visual", type=plumbing.folder_name, metavar="NAME", help="what is seen: a folder in DIR/visual; default: "
         "that of the paper, on toy data openl3")
-    add("--runs", type=plumbing.positive, help="of each system, with seeds from --seed on")
+    add("--runs", type=plumbing.positive, help=f"of each system, with seeds from --seed on; default: {runs}")
     add("--seed", type=plumbing.seed, default=0, help="of the first run; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     add("--out", metavar="DIR", help=f"folder of the runs; default: runs/{name}-DATA")
