@@ -12,13 +12,12 @@ import json
 import math
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from extras.plumbing import InputError, one_line_errors, parse_number, read_table
 from features import CLIP_SECONDS, DAY, read_strong
-from metrics import PSDS1, PSDS2, clip_f1, event_f1, psds, segment_f1
+from metrics import PSDS1, PSDS2, event_f1, f1_of_counts, psds, segment_f1
 
 
 def read_durations(path):
@@ -34,13 +33,11 @@ def read_durations(path):
     return durations
 
 
-def tags_of(events, files, classes):
-    """(N, C) bool: the file has an event of the class."""
-    row, column = ({name: i for i, name in enumerate(names)} for names in (files, classes))
-    tags = np.zeros((len(files), len(classes)), bool)
-    for name, _, _, label in events:
-        tags[row[name], column[label]] = True
-    return tags
+def clip_f1(reference, estimated, classes):
+    """metrics.clip_f1 of what the files hold, by class; speed: counted, as a matrix of files and classes may be large"""
+    ref, est = ({(name, label) for name, _, _, label in events} for events in (reference, estimated))
+    n_tp, n_est, n_ref = (Counter(label for _, label in pairs) for pairs in (ref & est, est, ref))
+    return f1_of_counts({label: (n_tp[label], n_est[label], n_ref[label]) for label in classes}, classes)
 
 
 def note(what, names):
@@ -79,9 +76,8 @@ def score(reference_path, estimated_path, operating_points=None, durations=None,
     note(f"{what} of length 0, events for event F1 and none for PSDS",
          [name for name, onset, offset, _ in estimated if onset == offset])  # fmt: skip
 
-    clip = clip_f1(tags_of(reference, files, classes), tags_of(estimated, files, classes))
     f1 = {
-        "clip_f1": clip._replace(per_class=dict(zip(classes, clip.per_class.values()))),
+        "clip_f1": clip_f1(reference, estimated, classes),
         "segment_f1": segment_f1(reference, estimated, classes),
         "event_f1": event_f1(reference, estimated, classes),
     }
