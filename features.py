@@ -79,9 +79,9 @@ def resample(waveform, rate):
     return resample_poly(waveform, SAMPLE_RATE // divisor, rate // divisor)
 
 
-def scale_peak(waveform):
-    """Its peak at 1 (Boes 2022, Sec. 3.1.2); silence stays silence"""
-    peak = np.abs(waveform).max()
+def scale_peak(waveform, peak=None):
+    """Its peak at 1, or that of the file it is from (Boes 2022, Sec. 3.1.2); silence stays silence"""
+    peak = np.abs(waveform).max() if peak is None else peak
     return (waveform / peak if peak > 0 else waveform).astype(np.float32)
 
 
@@ -125,7 +125,6 @@ def log_mel(audio, window=WINDOW, hop=HOP):
 def sound_blocks(path):
     """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
 
-    By blocks, because extras/predict.py reads recordings of many hours.
     Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
     """
     n_read = 0
@@ -138,19 +137,22 @@ def sound_blocks(path):
 
 
 def read_mono(path):
-    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), not scaled"""
-    blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
-    if not blocks:
-        raise InputError(f"{path}: holds no audio; {remedy}")
-    mono = np.concatenate([block for _, block in blocks])
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path}: holds samples that are not finite; {remedy}")
-    return resample(mono, rate=blocks[0][0])
+    """Sound file -> its first 10 s at 16 kHz, (samples,): channels averaged, resampled (Boes 2022, Sec. 3.1.2), not
+    scaled; peak and length in samples of the whole file, of which no more is kept"""
+    clip, peak, n_samples = np.zeros(0, np.float32), 0.0, 0
+    for block in plumbing.resampled(sound_blocks(path), resample, SAMPLE_RATE):
+        clip = np.concatenate([clip, block[: CLIP_SAMPLES - len(clip)]])
+        peak, n_samples = np.maximum(peak, np.abs(block).max()), n_samples + len(block)
+    if not n_samples or not np.isfinite(peak):
+        what = "samples that are not finite" if n_samples else "no audio"
+        raise InputError(f"{path}: holds {what}; mend the file, or delete it: missing clips are fine")
+    return clip, peak, n_samples
 
 
 def load_audio(path):
     """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, the file's peak at 1 (a silent clip stays zero)"""
-    return fit_clip(scale_peak(read_mono(path)))
+    clip, peak, _ = read_mono(path)
+    return fit_clip(scale_peak(clip, peak))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -394,8 +396,8 @@ def add_log_mel(part, cache, log):
     key = plumbing.fingerprint(part.paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
 
     def read(path):
-        waveform = read_mono(path)
-        return log_mel(fit_clip(scale_peak(waveform))).numpy(), len(waveform) / SAMPLE_RATE
+        clip, peak, n_samples = read_mono(path)
+        return log_mel(fit_clip(scale_peak(clip, peak))).numpy(), n_samples / SAMPLE_RATE
 
     columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
     label = f"log-mel of {part.name}"
@@ -420,25 +422,24 @@ def add_visual(part, stream, files, example, cache, log):
     """Fill in part.visual and part.present of one stream -> key of what is cached. speed: as for log-mel"""
     paths = [files.get(plumbing.stem(f)) for f in part.filenames]
     found = [path for path in paths if path]
-    key = plumbing.fingerprint(found, stream, part.filenames, (len(part), *example.shape), example.dtype.name)
+    key = plumbing.fingerprint(found, stream, part.filenames, example.shape, example.dtype.name, plumbing.LARGEST)
     if not found:  # speed: zeros take no memory until they are written to, and no disk
         part.visual[stream] = np.zeros((len(part), *example.shape), example.dtype)
         part.present[stream] = np.zeros(len(part), bool)
         return key
 
     def read(path):
-        """-> vectors, whether they can be used. ours: where vectors are not finite, there is no video"""
+        """-> vectors, whether they can be used. ours: where vectors are not finite, or far out, there is no video"""
         if path is None:
             return np.zeros_like(example), False
         vectors = read_visual(path, example)
-        return vectors, np.isfinite(vectors).all()
+        return vectors, plumbing.usable(vectors)
 
     columns = {"visual": (example.shape, example.dtype), "present": ((), bool)}
     label = f"{stream} of {part.name}"
     arrays = plumbing.cached_table(cache, f"{part.name}-visual-{stream}", key, read, paths, columns, log, label)
     part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
-    if n_bad := len(found) - np.sum(part.present[stream]):
-        log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
+    plumbing.name_unusable(part.name, stream, paths, part.present[stream], log)
     return key
 
 

@@ -368,7 +368,9 @@ def predict(student, data, part, audio_weights, device, size=32):
             frame_scores, clip_scores = outputs[audio_weight]
             frame_scores.append(frame_logits.sigmoid().cpu().numpy())
             clip_scores.append(clip_logits.sigmoid().cpu().numpy())
-    return {weight: (np.concatenate(frame), np.concatenate(clip)) for weight, (frame, clip) in outputs.items()}
+    predicted = {weight: (np.concatenate(frame), np.concatenate(clip)) for weight, (frame, clip) in outputs.items()}
+    runs.check_scores(part, predicted)
+    return predicted
 
 
 def tune_each_score(part, classes, frame_scores, clip_scores):

@@ -157,7 +157,7 @@ def read_sound(path):
     """DIR/sound/NAME/CLIP.npy, as `extras.embeddings extract --sound` writes it -> (10, 128) (Boes 2019, Sec. 3.2.1)"""
     try:
         vectors = plumbing.load_array(path)
-        fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
+        fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and plumbing.usable(vectors)
     except (ValueError, AttributeError):  # the latter for an archive of arrays
         fits = False
     if not fits:
@@ -275,7 +275,8 @@ def complete_run(config, parts, data, out, device, log, keep=False):
     """
     path = out / f"{config.run}.json"
     wanted = asdict(config) | {"data": data[config.all_clips]}
-    report = tagging.read_report(path, wanted)
+    form = dict.fromkeys(("F1", "mAP", "mAUC", "threshold", "seconds"), 0.0) | {"losses": []}
+    report = tagging.read_report(path, wanted, form)
     if report and (path.with_suffix(".pt").exists() or not keep):
         return report
     started = time.monotonic()
@@ -394,10 +395,11 @@ def draw_attention(args, classes, parts, place, out, device, log):
     (part, i), config = place, args.config
     sound = part.paths[i]
     network, path = make_network(config, parts).to(device).eval(), out / f"{config.run}.pt"
-    try:
-        network.load_state_dict(plumbing.load_tensors(path)[-1])  # ours: the last state, maps of several would blur
-    except plumbing.FOREIGN:
-        raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None
+    with plumbing.foreign(path, "does not hold the states of this run; delete it, and it is trained again"):
+        state = plumbing.load_tensors(path)[-1]  # ours: the last one, maps of several would blur
+        if not plumbing.same_form(state, network.state_dict()):
+            raise ValueError("another form")
+        network.load_state_dict(state)
     steps, maps = (v[0].cpu() for v in attention_of(network, *both_inputs(part, np.array([i]), config, device)))
     likeliest = int(POOLING[config.pooling](steps, dim=0).argmax())
     query = int(steps[:, likeliest].argmax()) if args.step is None else args.step  # ours: where its class is surest

@@ -226,6 +226,8 @@ def load_network(name, weights, device="cpu"):
             if not real or tensor.layout is not torch.strided or tensor.is_meta:
                 raise TypeError(f"{key} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
     except (RuntimeError, AttributeError, TypeError) as error:
+        if plumbing.out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{weights}: not the weights of this network ({reason} ..); {name} wants {wanted}") from None
     if name == "tce" and not backbone:
@@ -242,13 +244,13 @@ def convert(source, target):
     if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
         raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
     try:
-        with h5py.File(source, "r") as file:
-            state = openl3_state(file)
-        with torch.device("meta"):
-            OpenL3Image().load_state_dict(state, assign=True)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
+        with plumbing.damage_as_value_error(source):
+            with h5py.File(source, "r") as file:
+                state = openl3_state(file)
+            with torch.device("meta"):
+                OpenL3Image().load_state_dict(state, assign=True)
+    except ValueError as error:
+        raise InputError(f"{source}: not OpenL3's image network ({error} ..); unpack {OPENL3_FILE}") from None
     plumbing.save_tensors(target, state)
 
 
@@ -403,8 +405,11 @@ def vggish_log_mel(waveform):
 @torch.inference_mode()
 def sound_vectors(network, path):
     """Sound file -> (10, 128) float32: what VGGish makes of ten seconds (Boes 2019, Sec. 3.2.1)"""
+    clip, peak, _ = read_mono(path)
+    if peak > plumbing.LARGEST:
+        raise InputError(f"{path}: holds samples beyond {plumbing.LARGEST:g}, where a full scale is 1; mend the file")
     # as loud as the file is: VGGish knows loudness, and log(x + 0.01) depends on it
-    maps = vggish_log_mel(fit_clip(read_mono(path)))
+    maps = vggish_log_mel(fit_clip(clip))
     return network(maps.to(next(network.parameters()).device)).cpu().numpy()
 
 

@@ -318,8 +318,14 @@ def restore(checkpoint, schedule, rate, network, optimizer, best):
     """Bring back what `keep` wrote, if anything -> how many epochs at this rate are done"""
     if not checkpoint.exists():
         return 0
-    try:
+    with plumbing.foreign(checkpoint, "is not a checkpoint of this program; delete it and start again"):
         kept = plumbing.load_tensors(checkpoint)
+        weights, where = network.state_dict(), {"rate": 0.0, "epoch": 0}
+        gathered = [{"step": torch.zeros(()), "exp_avg": p.data, "exp_avg_sq": p.data} for p in network.parameters()]
+        form = {**where, "network": weights, "optimizer": dict(enumerate(gathered))}
+        form["best"] = {**where, "mAP": 0.0, "weights": weights}
+        if not plumbing.same_form(kept | {"optimizer": kept["optimizer"]["state"]}, form):
+            raise ValueError("another form")
         best.update(kept["best"])
         ahead = schedule.rates.index(kept["rate"]) - schedule.rates.index(rate)
         if ahead > 0:
@@ -329,8 +335,6 @@ def restore(checkpoint, schedule, rate, network, optimizer, best):
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         return kept["epoch"]
-    except plumbing.FOREIGN:
-        raise InputError(f"{checkpoint}: is not a checkpoint of this program; delete it and start again") from None
 
 
 # --- the systems of one run ------------------------------------------------------------------------------------------

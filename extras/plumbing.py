@@ -1,8 +1,9 @@
 """What every command shares and no paper mentions: one-line errors, whole files, the cache, progress, the device.
 
     InputError, one_line_errors     what is wrong with a command's input, said in one line
-    replacing                       files and folders that appear only when complete
-    save_array .. load_tensors      arrays and tensors on disk; nothing in a file is ever executed
+    damage_as_value_error, foreign  a file is damaged, or there is too little memory, or the disk fails: told apart
+    replacing, writing              files and folders that appear only when complete
+    read_text .. load_tensors       text, arrays and tensors on disk; nothing in a file is ever executed
     cached_table, cached_arrays     work on many files, done once and kept
     read_table                      TSV files
     open_sound, is_cut              what soundfile does not say by itself
@@ -14,10 +15,13 @@ Every file that imports torch imports this one before it: how threads wait must 
 
 import argparse
 import csv
+import errno
 import filecmp
 import functools
 import hashlib
 import io
+import json
+import math
 import os
 import platform
 import re
@@ -32,6 +36,7 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +55,15 @@ MACHINE = platform.node()  # the number of a process means nothing on another ma
 PRINTS = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, the first one
 SOUND_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64 .rf64".split()
 RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
+LARGEST = 1e10  # of vectors, and of samples that are not scaled: of much larger ones, a network makes infinite numbers
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 # what may be raised where the contents of a foreign file are taken apart
-FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OverflowError)
+# what torch, libsndfile and Python's threads say instead of MemoryError
+NO_MEMORY = r"(out of|not enough|allocate) memory|ALLOC_FAILED|bad_alloc|malloc \(\) failed|can't start new thread"
 
 
 class InputError(Exception):
@@ -66,18 +74,53 @@ def first_line(error):
     return str(error).strip().split("\n")[0][:80]
 
 
-@contextmanager
-def damage_as_value_error():
-    """Around numpy's and torch's readers, which raise a dozen kinds of exceptions for damaged files.
+def out_of_memory(error):
+    """Was there too little memory? Also where another error covers that up, as torch.save's does"""
+    while error:
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
-    A file that is not there, or may not be read, stays an OSError: that is no reason to delete it.
+
+@contextmanager
+def damage_as_value_error(path):
+    """Around readers of a file's content, which raise a dozen kinds of exceptions where it is damaged.
+
+    Where the machine has too little memory, or cannot read the file, that is no reason to call it damaged: it stays a
+    MemoryError or an OSError, and names the file.
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.filename:
+        if out_of_memory(error):
+            raise MemoryError(path) from None
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek beyond the file
+            error.filename = error.filename or str(path)
             raise
-        raise ValueError(first_line(error) or type(error).__name__) from None
+        reason = first_line(error) or type(error).__name__
+        with open(path, "rb") as file:  # a library that reads by itself does not say why it cannot: this does
+            while file.read(2**20):
+                pass
+        raise ValueError(reason) from None
+
+
+@contextmanager
+def foreign(path, complaint):
+    """Around code that takes the content of a file apart: what does not fit becomes an InputError, "path: complaint".
+
+    complaint: where it holds {}, there the reason stands
+    """
+    try:
+        yield
+    except FOREIGN as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"{path}: {complaint.format(first_line(error))}") from None
 
 
 @contextmanager
@@ -93,11 +136,13 @@ def one_line_errors(hint):
     except BrokenPipeError as error:
         forget_stdout()
         complain(error)
-    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError) as error:
-        complain(error)
-    except RuntimeError as error:
-        if not re.search("(out of|not enough|allocate) memory", str(error)):
-            raise  # a fault of the program; torch has no other error than this one for too little memory
+    except (MemoryError, OSError, RuntimeError, InputError, FloatingPointError, UnicodeError) as error:
+        if out_of_memory(error):
+            wanted = re.search(r"allocate [\d.]+ \w+", str(error))  # torch's line begins with a riddle
+            what = f"cannot {wanted[0]}" if wanted else first_line(error)
+            complain(f"out of memory{': ' if what else ''}{what}; end other programs, or give it less to do at a time")
+        if isinstance(error, RuntimeError):
+            raise  # a fault of the program
         complain(error)
 
 
@@ -137,13 +182,28 @@ def replacing(path):
     remove_leftovers(path.parent)
     partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
     try:
-        yield partial
-        if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
-            os.replace(partial, path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
+        with writing(path, partial):
+            yield partial
+            if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
+                os.replace(partial, path)
     finally:
         remove(partial)
+
+
+@contextmanager
+def writing(path, partial=None):
+    """Around the writing of a file: an error names it. partial: the name that it has until it is complete"""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, soundfile.SoundFileError) as error:
+        if out_of_memory(error):
+            raise MemoryError(path) from None
+        if not isinstance(error, (OSError, soundfile.SoundFileError)):
+            raise
+        name = str(getattr(error, "filename", None) or path)
+        if not name.startswith((str(path), str(partial))) and not str(path).startswith(name):
+            raise  # of another file, which was read meanwhile
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
 
 
 @functools.cache
@@ -182,15 +242,28 @@ NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse 
 
 def load_array(path):
     """np.load of one array or archive; nothing in the file is executed. Raises ValueError for damaged files"""
-    with damage_as_value_error(), NPY_HEADERS:
-        return np.load(path, allow_pickle=False)
+    with damage_as_value_error(path), NPY_HEADERS:
+        try:
+            return np.load(path, allow_pickle=False)
+        except MemoryError as error:
+            short = error
+        with suppress(OSError):
+            np.load(path, mmap_mode="r", allow_pickle=False)  # ValueError where a header promises more than there is
+        raise short
+
+
+def map_array(path):
+    """An array on disk, memory-mapped. Raises ValueError for damaged files"""
+    with damage_as_value_error(path):
+        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def save_tensors(path, content):
     """torch.save"""
-    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
-    torch.save(content, buffer)
     with replacing(path) as partial:
+        buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+        torch.save(content, buffer)
         partial.write_bytes(buffer.getbuffer())
 
 
@@ -199,16 +272,45 @@ def load_tensors(path):
 
     Raises ValueError for damaged files.
     """
-    with damage_as_value_error():
+    with damage_as_value_error(path):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch compresses nothing
                 if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
                     raise ValueError("compressed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError as error:
+            wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
+            if wanted and int(wanted[1]) > os.path.getsize(path):
+                raise ValueError("promises more than it holds") from None
+            raise
+
+
+def read_text(path):
+    """Text in UTF-8. Raises ValueError for what is none"""
+    with damage_as_value_error(path):
+        return Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no text
+
+
+def load_json(path):
+    """What a JSON file holds. Raises ValueError for damaged files, also for infinite numbers; nan is a score not defined"""
+
+    def number(text):
+        if math.isinf(float(text)):
+            raise ValueError(f"{text} is no number")
+        return float(text)
+
+    with damage_as_value_error(path):
+        return json.loads(read_text(path), parse_float=number, parse_constant=number)
+
+
+def usable(vectors):
+    """Are all values of an array finite, and not too large to be computed with?"""
+    return float(np.abs(vectors).max(initial=0)) <= LARGEST  # a float in Python: float16 knows no 1e10
 
 
 def same_form(found, wanted):
-    """Do two contents of files agree in all but their numbers? Tensors must be finite, too"""
+    """Do two contents of files agree in all but their numbers? These must be finite; a tensor has memory for all"""
     if isinstance(wanted, dict):
         alike = isinstance(found, dict) and found.keys() == wanted.keys()
         return alike and all(same_form(found[key], wanted[key]) for key in wanted)
@@ -217,8 +319,18 @@ def same_form(found, wanted):
     if isinstance(wanted, (list, tuple)):
         return len(found) == len(wanted) and all(map(same_form, found, wanted))
     if isinstance(wanted, torch.Tensor):
-        return (found.shape, found.dtype) == (wanted.shape, wanted.dtype) and bool(found.isfinite().all())
-    return True
+        alike = (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        whole = alike and found.untyped_storage().nbytes() >= found.numel() * found.itemsize
+        return whole and bool(found.isfinite().all())
+    return not isinstance(wanted, float) or math.isfinite(found)
+
+
+def name_unusable(part, stream, paths, present, log):
+    """A line for the clips of a part whose vectors count as missing; paths: None where there are no vectors"""
+    bad = [path.name for path, usable in zip(paths, present) if path and not usable]
+    if bad:
+        what = f"{stream} files are not finite, or beyond {LARGEST:g}: counted as missing"
+        log(f"       {part:10} {len(bad):5d} {what}: {', '.join(bad[:3])}{' ..' if len(bad) > 3 else ''}")
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -285,13 +397,11 @@ def cached(folder, make, wanted):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     try:
-        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        with damage_as_value_error():
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        arrays = {name: map_array(folder / f"{name}.npy") for name in wanted}
         if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
             raise ValueError("other shapes or types")
         return arrays
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
 
 
@@ -314,6 +424,14 @@ def in_chunks(function, items, label, log, size=50):
     log(f"       {label}: {len(items)} clips in {time.monotonic() - started:.1f} s")
 
 
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def visible(folder, pattern):
+    """Sorted paths in a folder, without the hidden ones that systems leave there: .DS_Store, ._clip.wav"""
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +441,10 @@ def read_table(path, columns):
     Text is in Unicode's form NFC, as in `files_in`: an "ü" is one whether it was typed as one character or as two.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # utf-8-sig: a byte order mark is no text
-        lines = unicodedata.normalize("NFC", text).split("\n")
+        lines = unicodedata.normalize("NFC", read_text(path)).split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
     header = lines[0].split("\t")
     if missing := [name for name in columns if name not in header]:
@@ -490,14 +607,12 @@ def is_sound(name):
 def open_sound(path):
     """soundfile.SoundFile, to be read from its beginning on; InputError for what cannot be decoded"""
     try:
-        with soundfile.SoundFile(path) as file:
+        with damage_as_value_error(path), soundfile.SoundFile(path) as file:
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
             yield file
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
+    except ValueError as error:
         raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
 
 
@@ -512,6 +627,27 @@ def is_cut(file, n_read):
     if file.frames > 2**62:  # unknown, as FLAC may have it
         return file.format == "OGG"
     return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
+
+
+def resampled(blocks, resample, wanted):
+    """(rate, block) pairs of one recording, blocks (n,) -> blocks of what resample(the whole, rate) would be.
+
+    resample: scipy.signal.resample_poly to the rate `wanted`. Its filter reaches 10 * max(up, down) / up samples to
+    either side. So a block is resampled once that much of what follows is known, together with what went before. All
+    cuts are at multiples of `down`: there the two grids meet.
+    """
+    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
+    for rate, block in blocks:
+        up, down = wanted // gcd(rate, wanted), rate // gcd(rate, wanted)
+        margin = 11 * down
+        known = np.concatenate([known, block])
+        ready = (len(known) - margin) // down * down
+        if ready - done > margin:  # speed: else, at odd rates, most of the work is done again and again
+            yield resample(known[: ready + margin], rate)[done // down * up : ready // down * up]
+            forget = max(0, ready - margin)
+            known, done = known[forget:], ready - forget
+    if len(known):
+        yield resample(known, rate)[done // down * up :]
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -596,6 +732,8 @@ def choose_device(name, precision="fp32"):
     try:
         torch.zeros(1, device=name).cpu()
     except Exception as error:  # each kind of device that is absent has its own
+        if out_of_memory(error):
+            raise
         raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
     device = torch.device(name)
     if precision == "tf32" and device.type != "cuda":

@@ -26,11 +26,9 @@ import threading
 import time
 from dataclasses import dataclass
 from itertools import islice
-from math import gcd
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 import soundfile
 
 from extras import plumbing  # before torch, see there
@@ -72,13 +70,17 @@ def read_blocks(path):
     silence before it. Raises InputError where there is no sound, or none that can be decoded.
     """
     heard = False
-    for block in resampled(features.sound_blocks(path)) if is_sound_file(path) else ffmpeg_blocks(path):
+    for block in sound_file_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
         if not np.isfinite(block).all():
             raise InputError(f"{path}: holds samples that are not finite; mend the file")
         heard = heard or len(block) > 0
         yield block
     if not heard:
         raise InputError(f"{path}: holds no audio; name a file with sound")
+
+
+def sound_file_blocks(path):
+    return plumbing.resampled(features.sound_blocks(path), features.resample, SAMPLE_RATE)
 
 
 def ffmpeg_blocks(path):
@@ -114,33 +116,13 @@ def ffmpeg_blocks(path):
             raise InputError(f"{path}: no sound ({reason}); name a file with sound")
 
 
-def resampled(blocks):
-    """(rate, block) pairs of one recording, which `features.sound_blocks` yields -> blocks at 16 kHz.
-
-    equals: scipy.signal.resample_poly of the whole. Its filter reaches 10 * max(up, down) / up samples to either side,
-    so a block is resampled once that much of what follows is known, together with what went before. All cuts are at
-    multiples of `down`: there the two grids meet.
-    """
-    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
-    for rate, block in blocks:
-        up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
-        margin = 11 * down
-        known = np.concatenate([known, block])
-        ready = (len(known) - margin) // down * down
-        if ready > done:
-            yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
-            forget = max(0, ready - margin)
-            known, done = known[forget:], ready - forget
-    if len(known):
-        yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
-
-
 def recording_seconds(path):
     """How long a recording is by its header, which may be off; 0 where it does not say"""
     if is_sound_file(path):
         try:
-            return soundfile.info(path).duration
-        except Exception as error:  # soundfile lets out several kinds for damaged headers
+            with plumbing.damage_as_value_error(path):
+                return soundfile.info(path).duration
+        except ValueError as error:
             raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
     header = embeddings.run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
     match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
@@ -205,8 +187,8 @@ def windows_as_clips(path, log_mel, vectors, statistics):
         of_stream = vectors.get(stream, [None] * len(log_mel))
         if wrong := {array.shape[1] for array in of_stream if array is not None} - {mean.size}:
             raise InputError(f"{path}: {stream} vectors are {wrong.pop()} wide, but the model learnt from {mean.size}")
-        # vectors with values that are not finite count as missing, as they do in training
-        part.present[stream] = np.array([array is not None and np.isfinite(array).all() for array in of_stream])
+        # vectors with values that are not finite, or far out, count as missing, as they do in training
+        part.present[stream] = np.array([array is not None and plumbing.usable(array) for array in of_stream])
         blank = np.zeros((FRAMES, mean.size))
         part.visual[stream] = np.stack([blank if array is None else array for array in of_stream]).astype(np.float32)
     return part
@@ -261,12 +243,11 @@ def load_model(path, device="auto"):
             raise ValueError(what)
 
     def statistics(pair):
-        pair = np.stack([values.numpy() for values in pair])
-        check(pair.dtype == np.float32 and pair.shape == (2, pair.shape[-1]) and np.isfinite(pair).all(), "statistics")
+        check(plumbing.same_form(pair, [torch.empty(len(pair[0]), device="meta")] * 2), "statistics")
         check((pair[1] > 0).all(), "standard deviations")
-        return pair
+        return np.stack([values.numpy() for values in pair])
 
-    try:
+    with plumbing.foreign(path, f"not the model.pt of a finished run ({{}}); {remedy}"):
         visual = {stream: statistics(pair) for stream, pair in state["visual_statistics"].items()}
         data = features.DataSet(state["classes"], {}, statistics(state["mel_statistics"]), visual)
         check(data.mel_statistics.shape[1] == features.MELS, "statistics of log-mel")
@@ -280,9 +261,6 @@ def load_model(path, device="auto"):
         check(threshold.shape == window.shape == (n,) and np.isfinite(threshold).all(), "thresholds")
         check(window.dtype.kind == "i" and np.isin(window, range(1, 1000, 2)).all(), "windows")
         check(1e-6 <= weight <= 1, "acoustic weight")
-    except (AssertionError, *plumbing.FOREIGN) as error:  # the first is avsed.py's, of the base
-        reason = plumbing.first_line(error)
-        raise InputError(f"{path}: not the model.pt of a finished run ({reason}); {remedy}") from None
     return Trained(student.to(device), data, weight, threshold, window, device, state.get("toy_data") is True)
 
 
@@ -327,8 +305,6 @@ def hear(trained, path, networks, stored, keep_log_mel=False, writer=None, show_
         vectors = vectors_of_windows(path, [start / SAMPLE_RATE for start, _ in batch], networks, stored)
         part = windows_as_clips(path, log_mel, vectors, statistics)
         scores.append(train.predict(trained.student, trained.data, part, [weight], trained.device)[weight][0])
-        if not np.isfinite(scores[-1]).all():
-            raise FloatingPointError(f"{path}: the network makes no finite numbers of it; is its model.pt damaged?")
         if keep_log_mel:  # to be looked at, each window as loud as it is
             peaks = np.array([np.abs(sound).max() or 1 for _, sound in batch])
             maps.append((log_mel + np.log(peaks)[:, None, None]).astype(np.float16))
@@ -595,7 +571,7 @@ def tell(name, place, heard, rows, networks, stored):
         if networks:
             reason = "no picture can be read"
         elif stored:
-            reason = "the vectors hold values that are not finite"
+            reason = f"the vectors hold values that are not finite, or beyond {plumbing.LARGEST:g}"
         else:
             reason = "--weights or --visual-file would add what is seen"
         note(f"note   {name}: predicted from sound alone (acoustic weight 1): {reason}")
@@ -634,7 +610,7 @@ def run(args, folder):
         else:
             try:
                 heard, sound = listen(args, trained, path, name, networks, stored)
-            except (InputError, FloatingPointError) as error:
+            except (InputError, FloatingPointError, PermissionError) as error:
                 line = str(error).replace(folder + os.sep, "").replace("\n", " ")  # stdin has its plain name
                 if not several:
                     raise InputError(line) from None

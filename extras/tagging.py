@@ -94,7 +94,8 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
             part.video = gather(
                 f"{see.__name__} {visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
             )
-            finite = np.array([np.isfinite(vectors).all() for vectors in part.video])
+            finite = np.array([plumbing.usable(vectors) for vectors in part.video])
+            plumbing.name_unusable(name, visual, paths, finite, log)
             part.present = finite & np.array([path is not None for path in paths])
             if not part.tags[part.present].any():
                 raise InputError(f"{nothing}; make them anew, or name another stream")
@@ -236,16 +237,19 @@ def mean_and_deviation(values, digits):
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
-def read_report(path, wanted):
-    """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`"""
+def read_report(path, wanted, form=()):
+    """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`.
+
+    form: dict of what else it has, of which the types count
+    """
     if not path.exists():
         return None
     wanted = json.loads(json.dumps(wanted))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with plumbing.foreign(path, "was not written by this program; name another --out"):
+        found = plumbing.load_json(path)
         differs = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
-    except (ValueError, LookupError, TypeError):
-        raise InputError(f"{path}: was not written by this program; name another --out") from None
+        if not all(type(found[name]) is type(example) for name, example in dict(form).items()):
+            raise ValueError("other types")
     if differs:
         raise InputError(f"{path}: is of a run with {'; '.join(differs)}; give the same flags, or name another --out")
     return found

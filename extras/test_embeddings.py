@@ -830,16 +830,20 @@ def test_extract_fills_the_sound_folder(tmp_path, capsys, vggish_file):
     shutil.rmtree(root / "audio/train/unlabel_in_domain"), shutil.rmtree(root / "audio/train/synthetic20")
     (root / "audio/validation/v0.wav").write_bytes(b"no sound")
     (root / "audio/validation/v3.wav").unlink()
+    for name in (".DS_Store", "._v1.wav", "v1.jams", "v1.txt", "Thumbs.db"):  # nobody's sound
+        (root / "audio/validation" / name).write_bytes(b"no sound")
+    soundfile.write(root / "audio/validation/v3.wav", np.full(16000, 1e37), 16000, subtype="FLOAT")  # finite, far out
     flags = ("extract", str(root), "--sound", "vggish", "--weights", str(vggish_file))
     embeddings.main(flags)
     out, folder = capsys.readouterr().out, root / "sound/vggish"
-    stems = {path.stem for path in (root / "audio").rglob("*.wav")} - {"v0"}
-    assert {path.stem for path in folder.iterdir()} == stems and "0 had their files before, 1 cannot be decoded" in out
+    stems = {path.stem for path in (root / "audio").rglob("[!.]*.wav")} - {"v0", "v3"}
+    assert {path.stem for path in folder.iterdir()} == stems and "0 had their files before, 2 cannot be decoded" in out
+    assert "v3.wav: holds samples beyond 1e+10" in out
     assert "counted as missing" in out and "v0.wav: cannot be decoded" in out
     vectors, path = np.load(folder / "v1.npy"), root / "audio/validation/v1.wav"
     assert vectors.shape == (10, 128) and vectors.dtype == np.float32
     network = embeddings.load_network("vggish", vggish_file)
-    sound = np.concatenate([features.read_mono(path), np.zeros(128000, np.float32)])
+    sound = np.concatenate([features.read_mono(path)[0], np.zeros(128000, np.float32)])
     with torch.no_grad():
         assert np.allclose(vectors, network(embeddings.vggish_log_mel(sound)), atol=1e-4)
     assert not np.allclose(vectors[0], vectors[9])  # two seconds of noise, then silence

@@ -583,7 +583,7 @@ def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys
     rows["public"][1] = "p1.wav\t0.300\t1.000\tDog"
     write_tiny(root, rows, ["resnet152"])
     assert "run.json: is of a run with clips " in refused(capsys, *flags)
-    for content in ("[]", "{}", "no"):
+    for content in ("[]", "{}", "no", "[" * 100_000, '{"data": 1e400}'):
         (out / "run.json").write_text(content)
         assert "run.json: was not written by this program" in refused(capsys, *flags)
 
