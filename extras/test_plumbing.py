@@ -297,6 +297,16 @@ def test_too_little_memory_and_a_failing_disk_are_no_damage(tmp_path, monkeypatc
                 error.filename = None
 
 
+def test_what_does_not_fit_is_said_of_the_content_alone(tmp_path):
+    for error, reason in ((KeyError("x"), "'x'"), (RecursionError("too deep"), "too deep"), (AssertionError(), "")):
+        with pytest.raises(InputError) as said, plumbing.foreign("a.pt", "is odd ({}); mend it"):
+            raise error
+        assert str(said.value) == f"a.pt: is odd ({reason}); mend it"
+    for error in NO_ROOM:
+        with pytest.raises(type(error)), plumbing.foreign("a.pt", "is odd"):
+            raise error
+
+
 STARVED = """
 import re, resource, sys
 from pathlib import Path
