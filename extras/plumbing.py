@@ -293,7 +293,7 @@ def read_text(path):
 
 
 def load_json(path):
-    """What a JSON file holds. Raises ValueError for damaged files, also for infinite numbers; nan is a score not defined"""
+    """What a JSON file holds. Raises ValueError for damaged files, and for infinite numbers (nan: "not defined")"""
 
     def number(text):
         if math.isinf(float(text)):

@@ -248,7 +248,7 @@ def read_report(path, wanted, form=()):
     with plumbing.foreign(path, "was not written by this program; name another --out"):
         found = plumbing.load_json(path)
         differs = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
-        if not all(type(found[name]) is type(example) for name, example in dict(form).items()):
+        if not differs and not all(type(found[name]) is type(example) for name, example in dict(form).items()):
             raise ValueError("other types")
     if differs:
         raise InputError(f"{path}: is of a run with {'; '.join(differs)}; give the same flags, or name another --out")

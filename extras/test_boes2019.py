@@ -479,8 +479,10 @@ def test_a_run_is_done_once(tmp_path, capsys, monkeypatch):
     path.unlink()
     assert "is of a run with data " in refused(capsys, *flags)
     path.write_bytes(vectors)
-    (out / "video-audio-video-mean-sigmoid-0.json").write_text("{")
-    assert "was not written by this program; name another --out" in refused(capsys, *flags)
+    odd = {**report, "F1": "0.5"}, {**report, "losses": 3}, {**report, "mAP": None}
+    for content in ("{", "[" * 100_000, *map(json.dumps, odd)):
+        (out / "video-audio-video-mean-sigmoid-0.json").write_text(content)
+        assert "was not written by this program; name another --out" in refused(capsys, *flags)
     # sound alone: clips without video are as good as the others
     text = command(capsys, *flags, "--system", "audio-audio-none-max-softmax")
     assert (out / "audio-audio-none-max-softmax-all-0.json").exists() and "with openl3" not in text

@@ -16,9 +16,9 @@ import torch
 
 import features
 import train
-from extras import boes2019, embeddings, fayek2020, plumbing, predict, runs
+from extras import boes2019, embeddings, fayek2020, plumbing, predict, runs, tagging
 from extras.plumbing import InputError
-from test_avsed import CPU, HERE, quiet, run, write_tiny, write_wav
+from test_avsed import HERE, quiet, run, write_tiny, write_wav
 
 
 def with_end(ogg, n_samples):
@@ -259,19 +259,18 @@ OTHER = OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too man
 
 def test_too_little_memory_and_a_failing_disk_are_no_damage(tmp_path, monkeypatch, capsys):
     path = tmp_path / "x"
-    np.savez(tmp_path / "y.npz", x=1)
     torch.save({"x": 1}, path)
     (tmp_path / "a.npy").touch()
     readers = {
         runs.load: (torch, "load", path),
         features.read_visual: (np, "load", path),
-        boes2019.vggish: (np, "load", path),
-        fayek2020.load: (torch, "load", path),
-        (lambda path: fayek2020.read_outputs(path, {}, "")): (np, "load", tmp_path / "y.npz"),
+        boes2019.read_sound: (np, "load", path),
+        (lambda path: fayek2020.restore(path, None, 0, None, None, {})): (torch, "load", path),
+        (lambda path: tagging.read_report(path, {})): (plumbing.Path, "read_text", path),
         features.load_audio: (soundfile, "SoundFile", path),
         predict.recording_seconds: (soundfile, "info", tmp_path / "y.wav"),
         (lambda path: embeddings.load_network("vggish", path)): (torch, "load", path),
-        (lambda path: predict.load_trained(path, CPU)): (torch, "load", path),
+        (lambda path: predict.load_model(path, "cpu")): (torch, "load", path),
         (lambda path: plumbing.cached(path.parent, None, {"a": ((), float)})): (np, "load", tmp_path / "a.npy"),
         plumbing.read_text: (plumbing.Path, "read_text", path),
         plumbing.load_json: (plumbing.Path, "read_text", path),
