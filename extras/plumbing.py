@@ -6,7 +6,7 @@
     read_text .. load_tensors       text, arrays and tensors on disk; nothing in a file is ever executed
     cached_table, cached_arrays     work on many files, done once and kept
     read_table                      TSV files
-    open_sound, is_cut              what soundfile does not say by itself
+    open_sound, read_sound          what soundfile does not say by itself
     folder_name, seed ..            types of flags
     show_progress, choose_device
 
@@ -35,7 +35,7 @@ import uuid
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from math import gcd
 from pathlib import Path
 
@@ -607,7 +607,9 @@ def is_sound(name):
 def open_sound(path):
     """soundfile.SoundFile, to be read from its beginning on; InputError for what cannot be decoded"""
     try:
-        with damage_as_value_error(path), soundfile.SoundFile(path) as file:
+        sizes = mended_sizes(path) if is_wav(path) else {}
+        mended = Mended(path, sizes) if sizes else nullcontext(path)
+        with damage_as_value_error(path), mended as source, soundfile.SoundFile(source) as file:
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
@@ -616,17 +618,142 @@ def open_sound(path):
         raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
 
 
-def is_cut(file, n_read):
-    """Does a sound file that was read to its end hold less than its header promises?"""
-    log = file.extra_info  # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
-    promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", log, re.M)
-    if any(int(size) < 2e9 for size in promised):  # 2 GB or more: written to a pipe, where the length was not known
-        return True
-    if file.format == "OGG" and re.search("lacks an end-of-stream|Junk after the last page|reports a hole", log):
-        return True
-    if file.frames > 2**62:  # unknown, as FLAC may have it
-        return file.format == "OGG"
-    return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
+def is_wav(path):
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(12)
+        return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
+    return False
+
+
+def is_chained(path):
+    """Is a file several Ogg recordings in a row? soundfile reads only the first of them, and says nothing"""
+    with open(path, "rb") as file:
+        begun = False  # has a page come that is not the first of a stream?
+        while (page := file.read(27))[:4] == b"OggS" and len(page) == 27:
+            is_first = page[5] & 2
+            if is_first and begun:
+                return True
+            begun = begun or not is_first
+            file.seek(sum(file.read(page[26])), os.SEEK_CUR)  # the sizes of its parts
+    return False
+
+
+def read_sound(path, file, size, strict=True):
+    """Yield what an open sound file holds, (up to `size`, channels) float32.
+
+    Raises InputError where it holds less than its header promises. Not strict: where it only ends too early, that is
+    a warning, if it is by more than a second.
+    """
+    n_read, n = 0, size
+    while n:
+        block = np.empty((size, file.channels), np.float32)
+        try:
+            n = len(file.read(out=block))
+        except soundfile.SoundFileError as error:
+            n = file.tell() - n_read  # decoded before the error, so they are in the block
+            if strict or out_of_memory(error) or not 0 < file.tell() < file.frames:
+                raise
+        n_read += n
+        if n:
+            yield block[:n]
+    promised, cut = promised_frames(file, n_read), False
+    if file.format == "OGG":
+        if is_chained(path):
+            raise InputError(f"{path}: several Ogg recordings in a row, of which one is read; join them anew")
+        cut = "lacks an end-of-stream" in file.extra_info or file.frames > 2**62
+        if "reports a hole" in file.extra_info or "Junk after the last page" in file.extra_info and not cut:
+            raise InputError(f"{path}: a part in its middle cannot be decoded; get it anew, or delete it")
+    if strict and (cut or n_read < promised):
+        raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
+    warn_if_short(path, n_read / file.samplerate, promised / file.samplerate)
+
+
+def promised_frames(file, n_read):
+    """How many samples the header of a sound file promises that was read to its end; n_read where it does not say"""
+    # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
+    sizes = r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should be (\d+)"
+    for promised, there in re.findall(sizes, file.extra_info, re.M):
+        if int(there) < int(promised) < 2e9:  # 2 GB or more: written to a pipe, where the length was not known
+            return n_read * int(promised) / max(1, int(there))
+    if file.frames > 2**62:  # FLAC and Ogg may not know
+        return n_read
+    return file.frames * (0.99 if "MPEG" in file.subtype else 1)  # the header of an MP3 guesses
+
+
+# The size that the header of a WAV file gives its sound may be too small: that of more than 4 GB begins anew at 0, and
+# a recorder that loses power does not come to write it. What follows then is sound, unless another chunk begins there.
+CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"JUNK", b"junk", b"FLLR", b"PAD ", b"bext", b"iXML", b"axml", b"cue ", b"fact")
+
+
+def mended_sizes(path):
+    """WAV file -> {place: bytes} that its header should hold; empty where it is right.
+
+    Warns where more than a second may be sound but cannot be told from other content, and so is left out.
+    """
+    end = os.path.getsize(path)
+    with open(path, "rb") as file:
+
+        def chunk(place):
+            """What may be a chunk -> its name, its size, the place after it"""
+            file.seek(place)
+            name, size = file.read(4), int.from_bytes(file.read(4), "little")
+            return name, size, place + 8 + size + size % 2
+
+        is_64 = file.read(4) == b"RF64"  # which may pass 4 GB
+        size_64 = per_second = 0
+        place = 12
+        name, size, after = chunk(place)
+        while name != b"data":
+            if after >= end:
+                return {}
+            content = file.read(16)
+            if name == b"ds64":
+                size_64 = int.from_bytes(content[8:], "little")
+            if name == b"fmt ":
+                per_second = int.from_bytes(content[8:12], "little")
+            place = after
+            name, size, after = chunk(place)
+        begin = place + 8
+        size = size_64 if is_64 else size
+        rest = begin + size + size % 2
+        name, _, after = chunk(rest)
+        followed = False
+        while name in CHUNKS or len(name) == 4 and after <= end + 1 and re.fullmatch(rb"[ -~]{4}", name):
+            followed, rest = True, after
+            name, _, after = chunk(rest)
+        file.seek(rest)
+        is_long = end - rest > max(1, per_second)
+        if not followed and (size == 0 < end - rest or is_long and any(file.read(2**16))):
+            if is_64:
+                return {20: (end - 8).to_bytes(8, "little"), 28: (end - begin).to_bytes(8, "little")}
+            # libsndfile takes this for a file that was not closed, and reads all that is there, be it over 4 GB
+            return {4: (8).to_bytes(4, "little"), begin - 4: bytes(4)}
+    if is_long:
+        left = clock((end - rest) / max(1, per_second))
+        warnings.warn(f"{path}: {left} may be sound but lie behind what its header calls so: left out", stacklevel=2)
+    return {}
+
+
+class Mended(io.FileIO):
+    """A file that is read as if it held other bytes in a few places: {place: bytes}"""
+
+    def __init__(self, path, places):
+        super().__init__(path)
+        self.places = places
+
+    def readinto(self, buffer):
+        begin, n = self.tell(), super().readinto(buffer)
+        for place, content in self.places.items():
+            for at, byte in enumerate(content, place - begin):
+                if 0 <= at < n:
+                    memoryview(buffer)[at : at + 1] = bytes([byte])
+        return n
+
+
+def warn_if_short(path, seconds, promised):
+    """Of a recording that was cut: sound that ends more than a second before its header says"""
+    if seconds < promised - 1:
+        warnings.warn(f"{path}: its sound ends after {clock(seconds)}, its header says {clock(promised)}", stacklevel=2)
 
 
 def resampled(blocks, resample, wanted):

@@ -19,17 +19,15 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from extras import plumbing  # before torch, see there
 from extras.plumbing import InputError
@@ -59,18 +57,20 @@ WINDOW_BATCH = 20  # windows that go through the network at a time: some 200 MB
 
 
 def is_sound_file(path):
-    return Path(path).suffix.lower() in SOUND_SUFFIXES
+    """Whether soundfile reads it; but where an Ogg file is several recordings in a row, only ffmpeg reads all"""
+    by_name = Path(path).suffix.lower() in SOUND_SUFFIXES
+    return plumbing.is_wav(path) or by_name and not (Path(path).is_file() and plumbing.is_chained(path))
 
 
 def read_blocks(path):
     """Recording -> yields blocks of it: (samples,) float32 at 16 kHz, channels averaged; peaks stay as they are.
 
-    Put together, the blocks are what `features.read_mono` makes of the file. Of files
-    other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound; one that begins after the picture gets
-    silence before it. Raises InputError where there is no sound, or none that can be decoded.
+    Put together, the blocks are what `features.read_mono` makes of the file, except that a recording that was cut is
+    taken, with a warning. Of files other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound, see
+    `embeddings.ffmpeg_blocks`. Raises InputError where there is no sound, or none that can be decoded.
     """
     heard = False
-    for block in sound_file_blocks(path) if is_sound_file(path) else ffmpeg_blocks(path):
+    for block in sound_file_blocks(path) if is_sound_file(path) else embeddings.ffmpeg_blocks(path):
         if not np.isfinite(block).all():
             raise InputError(f"{path}: holds samples that are not finite; mend the file")
         heard = heard or len(block) > 0
@@ -80,53 +80,15 @@ def read_blocks(path):
 
 
 def sound_file_blocks(path):
-    return plumbing.resampled(features.sound_blocks(path), features.resample, SAMPLE_RATE)
-
-
-def ffmpeg_blocks(path):
-    # silence where there is no sound yet, or none for a while; first to 16 kHz, as ffmpeg keeps such silence in memory
-    sound = f"aformat=flt:{SAMPLE_RATE}:mono,aresample=async=1:first_pts=0"
-    command = [*embeddings.ffmpeg_command(path), "-vn", "-af", sound, "-f", "f32le", "-"]
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process,
-    ):
-
-        def next_block():
-            timer = threading.Timer(embeddings.PATIENCE, process.kill)
-            timer.start()
-            try:
-                return process.stdout.read(4 * CLIP_SAMPLES)
-            finally:
-                timer.cancel()
-
-        try:
-            while block := next_block():
-                yield np.frombuffer(block, np.float32, len(block) // 4)
-        except BaseException:  # also where nobody wants the rest
-            process.kill()
-            raise
-        returncode = process.wait()
-        complaints.seek(0)
-        said = complaints.read()
-        if b"Failed to compensate" in said:
-            raise InputError(f"{path}: its sound begins, or goes on, after more than an hour of nothing; cut the file")
-        if returncode:
-            reason = embeddings.ffmpeg_reason(returncode, said)
-            raise InputError(f"{path}: no sound ({reason}); name a file with sound")
+    return plumbing.resampled(features.sound_blocks(path, strict=False), features.resample, SAMPLE_RATE)
 
 
 def recording_seconds(path):
     """How long a recording is by its header, which may be off; 0 where it does not say"""
     if is_sound_file(path):
-        try:
-            with plumbing.damage_as_value_error(path):
-                return soundfile.info(path).duration
-        except ValueError as error:
-            raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
-    header = embeddings.run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
-    match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
-    return sum(int(number) * unit for number, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
+        with plumbing.open_sound(path) as file:
+            return file.frames / file.samplerate if file.frames < 2**62 else 0
+    return embeddings.describe(path).seconds
 
 
 def has_picture(path):
@@ -173,10 +135,11 @@ def vectors_of_windows(path, starts, networks, stored):
     vectors = {stream: [array if start == 0 else None for start in starts] for stream, array in stored.items()}
     vectors |= {stream: [] for stream in networks}
     if networks:
-        for frames in embeddings.decode_ahead([(path, start, CLIP_SECONDS) for start in starts]):
-            blind = isinstance(frames, InputError)  # mostly because the picture ends before the sound
-            for stream, network in networks.items():
-                vectors[stream].append(None if blind else embeddings.clip_vectors(network, frames, path))
+        with closing(embeddings.decode_ahead([(path, start, CLIP_SECONDS) for start in starts])) as decoded:
+            for frames in decoded:
+                blind = isinstance(frames, InputError)  # mostly because the file breaks off
+                for stream, network in networks.items():
+                    vectors[stream].append(None if blind else embeddings.clip_vectors(network, frames, path))
     return vectors
 
 

@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -53,6 +55,66 @@ def test_less_sound_than_promised_is_refused_and_no_promise_is_none(tmp_path):
     for content in (*damaged, ogg[:middle] + bytes([ogg[middle] ^ 255]) + ogg[middle + 1 :]):
         with pytest.raises(InputError, match="less sound than its header promises|cannot be decoded"):
             length(content)
+
+
+def wav(content, size, riff=None, before=b"", after=b"", kind=b"RIFF"):
+    """A WAV file of 16-bit sound at 16 kHz, in whose header it is `size` bytes long"""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16000, 32000, 2, 16)
+    body = b"WAVE" + before + form + b"data" + struct.pack("<I", size) + content + after
+    return kind + struct.pack("<I", len(body) if riff is None else riff) + body
+
+
+def test_a_wav_file_is_read_beyond_what_its_header_says(tmp_path):
+    samples = np.random.default_rng(0).integers(-9000, 9000, 5 * 16000).astype("<i2")
+    content, path = samples.tobytes(), tmp_path / "x.wav"
+    whole, part = len(content), 32000
+
+    def heard():
+        found = features.read_mono(path)[0]
+        assert np.array_equal(np.rint(found * 32768), samples[: len(found)])
+        return len(found) / 16000
+
+    tags = b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf60.16.100\0"
+    picture = b"id3 " + struct.pack("<I", 200_000) + bytes(range(250)) * 800
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, part + 72, part, part // 2, 0)
+    for file in (
+        wav(content, part, part + 36),  # its size went round at 4 GB
+        wav(content, part),
+        wav(content, 0, 0),  # the recorder did not come to write it
+        wav(content, 0, 36, before=tags),
+        wav(content, 0xFFFFFFFF, 0xFFFFFFFF),  # written to a pipe
+        wav(content, 0x7FFFF000, 0x7FFFF024),
+        wav(content, whole, after=b"junk" * 100),
+        wav(content, whole, after=bytes(3000)),
+        wav(content, whole, after=tags),
+        wav(content, whole, after=picture + tags),
+        wav(content, whole, before=tags),
+        wav(content, 0xFFFFFFFF, 0xFFFFFFFF, before=sizes, kind=b"RF64"),
+    ):
+        path.write_bytes(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert heard() == 5
+    for after, left, seconds in ((tags + content, "0:05", 5), (bytes(100_000), "0:03", 5)):
+        path.write_bytes(wav(content, whole, after=after))
+        with pytest.warns(UserWarning, match=rf"x\.wav: {left} may be sound"):
+            assert heard() == seconds
+    path.write_bytes(wav(content[:16000], 0, 0))
+    assert heard() == 0.5
+    path.write_bytes(wav(b"", 0, after=tags))
+    with pytest.raises(InputError, match="holds no audio"):
+        features.read_mono(path)
+
+
+def test_joined_ogg_files_are_called_so(tmp_path):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.ogg", np.random.default_rng(0).uniform(-0.5, 0.5, 32000), 16000)
+    path = tmp_path / "x.ogg"
+    for parts in ("ab", "aba"):
+        path.write_bytes(b"".join((tmp_path / f"{part}.ogg").read_bytes() for part in parts))
+        with pytest.raises(InputError, match=r"x\.ogg: several Ogg recordings in a row"):
+            features.read_mono(path)
+    assert not plumbing.is_chained(tmp_path / "a.ogg") and features.read_mono(tmp_path / "a.ogg")[2] == 32000
 
 
 def test_vectors_are_read_one_at_a_time(monkeypatch):
