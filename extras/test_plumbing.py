@@ -330,7 +330,7 @@ def test_too_little_memory_and_a_failing_disk_are_no_damage(tmp_path, monkeypatc
         (lambda path: fayek2020.restore(path, None, 0, None, None, {})): (torch, "load", path),
         (lambda path: tagging.read_report(path, {})): (plumbing.Path, "read_text", path),
         features.load_audio: (soundfile, "SoundFile", path),
-        predict.recording_seconds: (soundfile, "info", tmp_path / "y.wav"),
+        predict.recording_seconds: (soundfile, "SoundFile", tmp_path / "y.wav"),
         (lambda path: embeddings.load_network("vggish", path)): (torch, "load", path),
         (lambda path: predict.load_model(path, "cpu")): (torch, "load", path),
         (lambda path: plumbing.cached(path.parent, None, {"a": ((), float)})): (np, "load", tmp_path / "a.npy"),
