@@ -409,7 +409,7 @@ def draw_attention(args, classes, parts, place, out, device, log):
         shown = frames[[min(k, len(frames) - 1) for k in PICTURES]]
     path = out / f"{sound.stem}-{config.run}-step{query}.png"
     log_mel = features.log_mel(features.load_audio(sound)).numpy()
-    plots.plot_synchronization(path, log_mel, shown, maps.numpy(), query, config.second, config.first, STEP)
+    plots.plot_synchronization(log_mel, shown, maps.numpy(), query, config.second, config.first, STEP, path)
     what = f"{classes[likeliest]} {steps[query, likeliest]:.2f}"
     log(f"       {sound.name}, step {query} of {STEPS}, {what}: {path}")
 

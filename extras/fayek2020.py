@@ -451,7 +451,7 @@ def analyse(classes, part, runs, out, as_paper):
     for label, n, *row in zip(classes, part.tags.sum(0), audio, visual, fused, gain, weights):
         lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
     plumbing.write_text(out / "analysis.tsv", "\n".join(lines))
-    plots.plot_fusion(out / "analysis.png", classes, audio, visual, fused, weights)
+    plots.plot_fusion(classes, audio, visual, fused, weights, out / "analysis.png")
     counts = [  # and the paper's, of 527
         ("classes with clips", np.isfinite(gain), "527"),
         ("vision ahead of sound", visual > audio, "117"),

@@ -6,7 +6,8 @@
     plot_table        the scores of many runs
     plot_fusion       what each class gains when sound and vision are fused
 
-Needs matplotlib. Pictures are PNG files and appear only when complete.
+Needs matplotlib. Each function returns the figure, which a notebook shows (after `%matplotlib inline`), and where it is
+given a `path` also writes it there: a PNG file, which appears only when complete.
 
 Shapes: T output frames of 0.1565 s, 8 T log-mel frames of 64 mel bins, C classes, E encoders.
 """
@@ -34,9 +35,12 @@ def figure_class():
     return Figure
 
 
-def save_figure(figure, path):
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+def finish(figure, path):
+    """-> the figure, which is saved where a path is given"""
+    if path is not None:
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
+    return figure
 
 
 def panels_in_a_column(height, height_ratios):
@@ -60,8 +64,8 @@ def draw_log_mel(axes, log_mel):
     axes.set_ylabel("Hz")
 
 
-def plot_clip(path, log_mel, classes, frame_scores, events, reference=()):
-    """Write a picture: log-mel, probabilities and events of a recording, one under the other.
+def plot_clip(log_mel, classes, frame_scores, events, reference=(), path=None):
+    """Log-mel, probabilities and events of a recording, one under the other.
 
     log_mel (8 T, 64), frame_scores (T, C); events and reference (true events, if known) are (filename, onset, offset,
     event_label) in seconds. Of many classes, the 16 that matter most are shown: those with events, then the likeliest.
@@ -87,11 +91,11 @@ def plot_clip(path, log_mel, classes, frame_scores, events, reference=()):
     bottom.grid(axis="y", alpha=0.3)
     if events or reference:
         bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, it would hide events
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_attention(path, log_mel, encoders, weights, frames=()):
-    """Write a picture: ten seconds as log-mel, as video where there is one, and a block's attention to them.
+def plot_attention(log_mel, encoders, weights, frames=(), path=None):
+    """Ten seconds as log-mel, as video where there is one, and a block's attention to them.
 
     log_mel (512, 64); encoders: E names; weights (E, heads, 65, 64); frames: up to 64 of the video, (n, H, W, 3).
     A row of a map is what one output frame attends to. The figures of Boes 2019, Sec. 4.2, show one such row for each
@@ -111,11 +115,11 @@ def plot_attention(path, log_mel, encoders, weights, frames=()):
         draw_map(panel, w[:FRAMES], (0, seconds, seconds, 0), cmap="magma", vmin=0)  # row 64, the token's, has no time
         panel.set_ylabel(f"{encoder}\nhead {head}")
     panels[-1].set(xlim=(0, seconds), xlabel="seconds that are attended to; downwards: seconds of the output frame")
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_synchronization(path, log_mel, stills, weights, query, query_is, first, step):
-    """Write a picture: a clip as log-mel and stills, and what one step attends to, a row per head (Boes 2019, Fig. 4-7)
+def plot_synchronization(log_mel, stills, weights, query, query_is, first, step, path=None):
+    """A clip as log-mel and stills, and what one step attends to, a row per head (Boes 2019, Fig. 4-7)
 
     log_mel (512, 64); stills: one for each step of the picture, (n, H, W, 3), or none; weights (heads, steps, steps):
     rows ask; query: the step that asks, marked in the log-mel, or in the stills where query_is "video" and there are
@@ -138,11 +142,11 @@ def plot_synchronization(path, log_mel, stills, weights, query, query_is, first,
     panels[-1].set_yticks(range(1, n_heads + 1))
     label = f"seconds of {first} that the marked step of {query_is} attends to"
     panels[-1].set(ylabel="head", xlim=(0, n_steps * step), xlabel=label)
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_table(path, title, labels, columns, highlighted):
-    """Write a picture: a panel for each score with a bar for each row of a table: mean and deviation over its runs.
+def plot_table(title, labels, columns, highlighted, path=None):
+    """A panel for each score with a bar for each row of a table: mean and deviation over its runs.
 
     title: the table's name, of which the picture says the rest; labels: of the rows; columns: dict of score -> for each
     row the values of its runs (None where a score is not defined; a row without values has no bar); highlighted: for
@@ -162,11 +166,11 @@ def plot_table(path, title, labels, columns, highlighted):
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     figure.suptitle(f"{title}: mean and standard deviation over the runs (axes do not start at 0)")
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_fusion(path, classes, audio, visual, fused, weights):
-    """Write a picture: what each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
+def plot_fusion(classes, audio, visual, fused, weights, path=None):
+    """What each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
 
     audio, visual, fused: (C,) average precision by sound, by vision and by their fusion; weights: (C,) mean weight of
     sound; nan where a class has none. Of many classes, the 16 that gain or lose most have their names.
@@ -187,4 +191,4 @@ def plot_fusion(path, classes, audio, visual, fused, weights):
     gains.set(xlabel="gain in average precision over the better one", ylabel="classes")
     shares.hist(weights[np.isfinite(weights)], 20, range=(0, 1))
     shares.set(xlabel="mean weight of sound in clips of the class", ylabel="classes")
-    save_figure(figure, path)
+    return finish(figure, path)

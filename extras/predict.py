@@ -493,7 +493,7 @@ def write_files(args, trained, path, name, heard, sound, rows, truth):
         plumbing.save_array(Path(f"{beginning}.scores.npy"), frame_scores)
     if args.plot:
         events_drawn = [row[:4] for row in rows]
-        plots.plot_clip(Path(f"{beginning}.png"), log_mel, classes, frame_scores, events_drawn, truth or ())
+        plots.plot_clip(log_mel, classes, frame_scores, events_drawn, truth or (), Path(f"{beginning}.png"))
     if args.page:
         threshold = trained.threshold if args.threshold is None else np.full(len(classes), args.threshold)
         facts = [plumbing.clock(heard.seconds), f"events: {len(rows)}", *seen(heard), about(args, trained)]
@@ -507,7 +507,7 @@ def write_files(args, trained, path, name, heard, sound, rows, truth):
         plumbing.save_array(Path(f"{beginning}.attention.npy"), weights)
         frames = embeddings.read_frames(path) if has_picture(path) else ()
         picture = Path(f"{beginning}.attention.png")
-        plots.plot_attention(picture, heard.first.log_mel[0], encoders, weights[-1], frames)
+        plots.plot_attention(heard.first.log_mel[0], encoders, weights[-1], frames, picture)
         note(f"       {name}: attention of {' and '.join(encoders)} in its first ten seconds")
 
 

@@ -166,7 +166,7 @@ def make_table(args, device, log, wait):
             labels = [label_of(row) for row in rows]
             columns = {score: [result[2][score] if result else [] for result in results] for score in SCORES}
             path = out / f"table_{args.table}.png"
-            plots.plot_table(path, f"Table {args.table}", labels, columns, [bool(row.visual) for row in rows])
+            plots.plot_table(f"Table {args.table}", labels, columns, [bool(row.visual) for row in rows], path)
 
 
 def complete_runs(configs, data, out, device, log, wait=False):

@@ -28,7 +28,7 @@ def drawn(monkeypatch):
         return figure
 
     monkeypatch.setattr(plots, "figure_class", lambda: new_figure)
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "finish", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -63,7 +63,7 @@ def test_a_clip_shows_predicted_and_true_events(drawn):
     classes = [f"c{i:02d}" for i in range(20)]
     scores = np.tile(np.linspace(0.9, 0.1, 20), (128, 1))  # of the 20 classes the last ones matter least
     events = [("a.wav", 1.0, 2.5, "c03"), ("a.wav", 4.0, 5.0, "c19")]
-    plots.plot_clip("a.png", np.zeros((1024, 64)), classes, scores, events, [("a.wav", 1.25, 2.0, "c18")])
+    plots.plot_clip(np.zeros((1024, 64)), classes, scores, events, [("a.wav", 1.25, 2.0, "c18")])
     _, middle, bottom = drawn[0].panels
     [((_, names), _)] = calls(bottom.set_yticks)
     assert names == classes[:14] + ["c18", "c19"]
@@ -79,8 +79,8 @@ def test_a_clip_shows_predicted_and_true_events(drawn):
 def test_attention_has_a_map_for_each_head_and_eight_frames_of_video(drawn):
     weights = np.random.default_rng(0).random((2, 3, 65, 64))
     frames = np.zeros((60, 4, 4, 3), np.uint8)  # the picture ends a little early
-    plots.plot_attention("a.png", np.zeros((512, 64)), ["log-mel", "tce"], weights, frames)
-    plots.plot_attention("a.png", np.zeros((512, 64)), ["log-mel"], weights[:1])
+    plots.plot_attention(np.zeros((512, 64)), ["log-mel", "tce"], weights, frames)
+    plots.plot_attention(np.zeros((512, 64)), ["log-mel"], weights[:1])
     with_video, without_video = (figure.panels for figure in drawn)
     assert len(with_video) == 2 + 6 and len(without_video) == 1 + 3
     assert [extent[0] for _, extent in maps(with_video[1])] == [1.25 * k for k in range(8)]
@@ -91,9 +91,9 @@ def test_attention_has_a_map_for_each_head_and_eight_frames_of_video(drawn):
 def test_a_step_attends_with_a_row_for_each_head(drawn):
     weights = np.random.default_rng(0).random((3, 10, 10))
     stills = np.arange(10)[:, None, None, None] * np.ones((10, 4, 4, 3), np.uint8)
-    plots.plot_synchronization("a.png", np.zeros((512, 64)), stills, weights, 4, "audio", "video", 0.96)
-    plots.plot_synchronization("a.png", np.zeros((512, 64)), stills, weights, 9, "video", "audio", 0.96)
-    plots.plot_synchronization("a.png", np.zeros((512, 64)), (), weights, 0, "video", "audio", 0.96)
+    plots.plot_synchronization(np.zeros((512, 64)), stills, weights, 4, "audio", "video", 0.96)
+    plots.plot_synchronization(np.zeros((512, 64)), stills, weights, 9, "video", "audio", 0.96)
+    plots.plot_synchronization(np.zeros((512, 64)), (), weights, 0, "video", "audio", 0.96)
     for figure, query, marked, n_panels in zip(drawn, (4, 9, 0), (0, 1, 0), (3, 3, 2)):
         [(rows, extent)] = maps(figure.panels[-1])
         assert len(figure.panels) == n_panels and np.array_equal(rows, weights[:, query])
@@ -109,7 +109,7 @@ def test_a_step_attends_with_a_row_for_each_head(drawn):
 
 def test_a_table_has_bars_of_means_and_deviations(drawn):
     columns = {"EBF1": [[0.25, 0.35], [], [0.5]], "PSDS1": [[0.3, None], [None], [0.2]]}
-    plots.plot_table("t.png", "Table 5", ["a", "b", "c"], columns, [False, True, True])
+    plots.plot_table("Table 5", ["a", "b", "c"], columns, [False, True, True])
     left, right = drawn[0].panels
     [((rows, means), bars)], [((_, others), _)] = calls(left.barh), calls(right.barh)
     deviation = statistics.stdev([0.25, 0.35])
@@ -123,7 +123,7 @@ def test_a_table_has_bars_of_means_and_deviations(drawn):
 
 def test_fusion_has_a_bubble_for_each_class_and_two_histograms(drawn):
     audio, visual, fused = np.array([[0.8, 0.2, 0.5, np.nan], [0.4, 0.6, 0.5, np.nan], [0.9, 0.4, 0.5, np.nan]])
-    plots.plot_fusion("f.png", ["a", "b", "c", "d"], audio, visual, fused, np.array([0.97, 0.31, 0.33, np.nan]))
+    plots.plot_fusion(["a", "b", "c", "d"], audio, visual, fused, np.array([0.97, 0.31, 0.33, np.nan]))
     bubbles, gains, shares = drawn[0].panels
     [((x, y, sizes, colours), scale)] = calls(bubbles.scatter)
     assert np.allclose(x[:3], [80, 20, 50]) and np.allclose(y[:3], [40, 60, 50])
@@ -140,20 +140,22 @@ def test_matplotlib_takes_every_picture(tmp_path):
     pytest.importorskip("matplotlib")
     log_mel, rng = np.zeros((512, 64)), np.random.default_rng(0)
     event, frames = ("a.wav", 1.0, 2.5, "c"), np.zeros((10, 4, 4, 3), np.uint8)
-    plots.plot_clip(tmp_path / "1.png", log_mel, ["c", "$d"], rng.random((64, 2)), [event], [event])
-    plots.plot_attention(tmp_path / "2.png", log_mel, ["log-mel"], rng.random((1, 3, 65, 64)), frames)
-    plots.plot_synchronization(tmp_path / "3.png", log_mel, frames, rng.random((3, 10, 10)), 4, "video", "audio", 0.96)
+    plots.plot_clip(log_mel, ["c", "$d"], rng.random((64, 2)), [event], [event], path=tmp_path / "1.png")
+    plots.plot_attention(log_mel, ["log-mel"], rng.random((1, 3, 65, 64)), frames, path=tmp_path / "2.png")
+    maps = rng.random((3, 10, 10))
+    plots.plot_synchronization(log_mel, frames, maps, 4, "video", "audio", 0.96, path=tmp_path / "3.png")
     columns = {"EBF1": [[0.25, 0.35], []], "PSDS1": [[0.3, None], [0.2]]}
-    plots.plot_table(tmp_path / "4.png", "Table 5", ["a", "b"], columns, [False, True])
-    plots.plot_fusion(tmp_path / "5.png", ["a", "b"], *(np.append(rng.random(1), np.nan) for _ in range(4)))
-    assert len(list(tmp_path.iterdir())) == 5
+    plots.plot_table("Table 5", ["a", "b"], columns, [False, True], path=tmp_path / "4.png")
+    plots.plot_fusion(["a", "b"], *(np.append(rng.random(1), np.nan) for _ in range(4)), path=tmp_path / "5.png")
+    figure = plots.plot_clip(log_mel, ["c"], rng.random((64, 1)), [event])  # where no path is given, nothing is written
+    assert len(list(tmp_path.iterdir())) == 5 and len(figure.axes) == 4  # and a colour bar
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.iterdir())
 
 
 def test_a_picture_that_cannot_be_finished_leaves_no_file(tmp_path):
     figure = Mock()
     figure.savefig = lambda path, format: path.write_bytes(b"whole")
-    plots.save_figure(figure, tmp_path / "a.png")
+    assert plots.finish(figure, tmp_path / "a.png") is figure and plots.finish(figure, None) is figure
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
     def savefig(path, format):
@@ -162,7 +164,7 @@ def test_a_picture_that_cannot_be_finished_leaves_no_file(tmp_path):
 
     figure.savefig = savefig
     with pytest.raises(plots.InputError, match="b.png: cannot be written .disk full"):
-        plots.save_figure(figure, tmp_path / "b.png")
+        plots.finish(figure, tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

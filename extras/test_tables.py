@@ -276,7 +276,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
         patch.setattr(plots, "plot_table", lambda *arguments: drawn.append(arguments))
         drawn = []
         run(*base, "--plot")
-    [(path, title, labels, columns, highlighted)] = drawn
+    [(title, labels, columns, highlighted, path)] = drawn
     assert path == tmp_path / "t/table_5.png" and title == "Table 5" and highlighted == [False, True]
     assert labels == ["transformer", "transformer + openl3"] and list(columns) == list(train.SCORES)
     assert columns["CBF1"][1] == [by_weight["0.75"]["public"]["CBF1"]]
