@@ -11,8 +11,9 @@ assistance", EURASIP J. Audio, Speech, Music Proc., 2022. Cited below as "Boes 2
 
 Networks only: no files are read and nothing is trained here. The file runs when copied alone (torch).
 
-Shapes: B clips, T = 64 frames, D width of a visual vector, C classes, E encoders (the first one hears, the others see),
-Q queries, M memory vectors. Marks: `# Boes 2022, Sec. ...` what the paper says; `# ours: ...` where it leaves a choice.
+Shapes: B clips, T = 64 output frames of 0.1565 s (each of 8 log-mel frames), D width of a visual vector, C classes, E
+encoders (the first one hears, the others see), Q queries, M memory vectors.
+Marks: `# Boes 2022, Sec. ...` what the paper says; `# ours: ...` where it leaves a choice.
 """
 
 import torch
@@ -61,9 +62,9 @@ def softmax(scores):
 
 
 def relative_rows():
-    """Row of the table of relative positions for each pair (query, key) of 64 frames and the token: (65, 65) int64.
+    """Row of the table of relative positions for each pair (query, key) of 64 vectors and the token: (65, 65) int64.
 
-    A pair of frames has the row of its distance in time. Acoustic and visual frames share one grid to within 16 ms.
+    A pair of vectors has the row of its distance in time. Acoustic and visual vectors share one grid to within 16 ms.
     """
     index = torch.arange(FRAMES + 1)
     query, key = index[:, None], index[None, :]
@@ -148,8 +149,8 @@ class ConvModule(nn.Module):
 class CrossAttention(nn.Module):
     """Decoder cross-attention with one copy per encoder, interpolated clip by clip (Boes 2022, Sec. 2.2, Fig. 4).
 
-    This is the paper's idea. Every decoder block looks at every encoder through a copy of its own, and the copies'
-    outputs are summed with weights that add up to one for each clip:
+    This is the paper's idea. Every decoder block asks each encoder separately, through a copy of its own, and takes a
+    weighted average of the answers. The weights add up to one for each clip:
 
         sum_e weights[:, e] * copy_e(norm(x), memory_e)
 

@@ -19,8 +19,8 @@ Where a table DIR/partitions.tsv stands, the lists and their audio are where it 
 
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
 silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file; the statistics
-count the repetitions. Targets and true events are taken as the table has them: frames after the end count as frames
-without events, unless an event of the table reaches there. Predicted events end with the clip (`Partition.durations`,
+count the repetitions. Targets and true events are taken as the table has them: output frames after the end hold no
+events, unless an event of the table reaches there. Predicted events end with the clip (`Partition.durations`,
 `metrics.scores_to_events`). PSDS counts the hours of real sound; F1 does not know where a clip ends.
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
@@ -105,7 +105,7 @@ def mel_filterbank(window=WINDOW):
 def log_mel(audio, window=WINDOW, hop=HOP):
     """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel (..., 512, 64) float32 tensor, time first.
 
-    window, hop: samples; other ones, as in extras/fayek2020.py, give another number of frames
+    window, hop: samples; other ones, as in extras/fayek2020.py, give another number of log-mel frames
     To use it elsewhere, copy this section and the constants above it; they need torch, numpy and, for sound of another
     rate, scipy. Waveforms go through resample, scale_peak and fit_clip before, as `load_audio` shows.
     """
@@ -477,7 +477,8 @@ def read_visual(path, example=None):
 def training_statistics(partitions, visual, cache, key):
     """Over the training clips -> (mean, std) of the mel bins, dict of stream -> (mean, std) of its dimensions.
 
-    train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2).
+    train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2). Why of the training clips
+    alone: test clips stand for sounds that nobody knows yet, so nothing measured on them may enter the system.
     """
     training = [partitions[name] for name in TRAINING]
     widths = {"log-mel": MELS} | {f"visual-{stream}": training[0].visual[stream].shape[2] for stream in visual}

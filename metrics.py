@@ -8,7 +8,7 @@ First come the definitions, one loop for each "for every" of the papers: read th
 ends. After it comes the same once more, fast: the public functions first, then their tools. The tests compare the two.
 
 Words: an event is a tuple (filename, onset, offset, event_label), times in seconds. Scores are arrays
-(N clips, T frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
+(N clips, T output frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
 Times are compared in float64, without rounding or tolerance; limits are inclusive (<=, >=).
 """
 
@@ -23,12 +23,14 @@ from scipy.ndimage import median_filter as running_median
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
-# Boes 2022, Table 4; the cross-trigger tolerance of PSDS1 ("N/A") has no effect because alpha_ct is 0
+# Boes 2022, Table 4; the cross-trigger tolerance of PSDS1 ("N/A") has no effect because alpha_ct is 0. PSDS1 favours
+# exact times (0.7: a detection is 70 % event, an event 70 % found); PSDS2 forgives times (0.1), but not the event of
+# another class (alpha_ct 0.5). In both, alpha_st 1 takes off the deviation over the classes: all must be found alike.
 PSDS1 = dict(dtc_threshold=0.7, gtc_threshold=0.7, cttc_threshold=0.3, alpha_ct=0.0, alpha_st=1.0, max_efpr=100.0)
 PSDS2 = dict(dtc_threshold=0.1, gtc_threshold=0.1, cttc_threshold=0.3, alpha_ct=0.5, alpha_st=1.0, max_efpr=100.0)
 THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.03 ... 0.99
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
-TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 frames
+TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 output frames
 CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
 MANY_PAIRS = 30_000_000  # of events that fit each other, some 100 bytes each: more are refused
 AT_A_TIME = 3_000_000  # pairs of events that are looked at together, some 100 bytes each

@@ -1170,9 +1170,9 @@ def test_learning_rate_steps():
 
 def test_teacher_is_a_warmed_up_moving_average():
     student, teacher = nn.Linear(2, 2).double(), nn.Linear(2, 2).double().requires_grad_(False)
-    for t, decay in ((1, 0.5), (3, 0.75), (998, 1 - 1 / 999), (5000, 0.999)):
+    for n_steps, decay in ((1, 0.5), (3, 0.75), (998, 1 - 1 / 999), (5000, 0.999)):
         old, new = teacher.weight.clone(), student.weight.detach().clone()
-        train.update_teacher(teacher, student, t)
+        train.update_teacher(teacher, student, n_steps)
         assert torch.allclose(teacher.weight, decay * old + (1 - decay) * new, rtol=1e-9)
         assert torch.equal(student.weight, new)
 
