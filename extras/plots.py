@@ -348,20 +348,22 @@ def plot_verdicts(truth, found, verdicts, collars, strips=(), path=None):
     """
     rows = []  # what stands there, bars
     for label in dict.fromkeys(event[3] for event in (*truth, *found)):
-        rows.append((f"{label}, true", [(event, collar) for event, collar in zip(truth, collars) if event[3] == label]))
-        rows += [("found", [(event, right)]) for event, right in zip(found, verdicts) if event[3] == label]
+        of_class = [(event, collar) for event, collar in zip(truth, collars) if event[3] == label]
+        rows += [(f"{label}, true", of_class)] if of_class else []
+        name = "found" if of_class else f"{label}, found"
+        rows += [(name, [(event, right)]) for event, right in zip(found, verdicts) if event[3] == label]
     figure, panels = panels_of_strips(strips, [0.3 * len(rows)])
     panel = panels[-1]
     for row, (kind, events) in enumerate(rows):
         for (_, onset, offset, _), more in events:
-            true = kind != "found"
+            true = kind.endswith("true")
             panel.broken_barh([(onset, offset - onset)], (row - 0.3, 0.6), color="gray" if true else "tab:blue")
             for edge, collar in zip((onset, offset), more) if true else ():
                 panel.broken_barh([(edge - collar, 2 * collar)], (row - 0.42, 0.84), color=MISSED, alpha=0.45)
             for k, (score, right) in enumerate(() if true else more.items()):
                 mark, colour = ("✓", GOOD) if right else ("✗", BAD)
-                place = dict(transform=panel.get_yaxis_transform(), va="center", fontsize=9)
-                panel.text(1.01 + 0.1 * k, row, f"{mark} {score}", color=colour, **place)
+                place = dict(xycoords=panel.get_yaxis_transform(), xytext=(8 + 52 * k, 0), textcoords="offset points")
+                panel.annotate(f"{mark} {score}", (1, row), **place, color=colour, va="center", fontsize=9)
     panel.set_yticks(range(len(rows)), [kind for kind, _ in rows])
     panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel="seconds")
     return finish(figure, path)

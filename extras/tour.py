@@ -34,7 +34,7 @@ import torch  # isort: skip
 import features
 import metrics
 import train
-from avsed import MultiEncoder, interpolation_weights, relative_rows
+from avsed import KEY, MultiEncoder, interpolation_weights, relative_rows
 from extras.cells import show
 from features import FRAME_HOP, SAMPLE_RATE
 
@@ -93,6 +93,7 @@ show(plots.plot_strips(strips), "What is heard, what is seen (the first 64 of 51
 # which never had a video, and most clips are unlabelled. Two more parts are for testing and have strong labels:
 # settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at the very end.
 ##
+#
 # ## 2. The whole network, and all shapes
 #
 # *Sec. 2.* Two **encoders** read the clip: one hears, one sees. Each leaves a **memory** of 64 vectors. The **decoder**
@@ -185,7 +186,7 @@ with torch.no_grad():
     y = block.attention_norm(cnn_output + student.audio_encoder.positions)  # (1, 64, 128)
     attention, of_three = block.attention, y[:, three]  # (1, 3, 128)
     q, k = (attention.split_heads(linear(of_three))[0, 0] for linear in (attention.query, attention.key))  # (3, 128)
-    scores = q @ k.T / 128**0.5  # (3, 3)
+    scores = q @ k.T / KEY**0.5  # (3, 3)
     weights = scores.exp() / scores.exp().sum(1, keepdim=True)
     assert torch.allclose(weights, attention.attention_weights(of_three, of_three)[0, 0], atol=1e-6)
     maps = {f"head {h}": w.numpy() for h, w in enumerate(attention.attention_weights(y, y)[0], 1)}  # (64, 64) each
@@ -353,12 +354,12 @@ for score, f1 in (("CBF1", by_clip), ("SBF1", by_segment), ("EBF1", metrics.even
 # or 20 % of the true event's length, whichever is more. These tolerances are called **collars**. One slip of a quarter
 # of a second makes two errors: a false event and a missed one.
 #
-# **Events (PSDS).** Collars punish long events hard, so PSDS asks for overlap instead. *Detection tolerance criterion*
-# (DTC): enough of the found event lies in true events of its class; else it is a false positive. *Ground truth
-# intersection criterion* (GTC): enough of a true event is covered by such detections; then it counts as found.
-# *Cross-trigger criterion* (CTTC): a false positive that lies in an event of *another* class costs extra. The numbers
-# of Table 4 say what each favours. PSDS1 asks for 0.7 and 0.7: exact times. PSDS2 asks for 0.1 and 0.1, but makes
-# cross-triggers cost (0.5): times hardly matter, the right class does.
+# **Events (PSDS).** One blurred edge makes a whole long event wrong, so PSDS asks for overlap instead. *Detection
+# tolerance criterion* (DTC): enough of the found event lies in true events of its class; else it is a false positive.
+# *Ground truth intersection criterion* (GTC): enough of a true event is covered by such detections; then it counts as
+# found. *Cross-trigger criterion* (CTTC): a false positive that lies in an event of *another* class costs extra. The
+# numbers of Table 4 say what each favours. PSDS1 asks for 0.7 and 0.7: exact times. PSDS2 asks for 0.1 and 0.1, but
+# makes cross-triggers cost (0.5): times hardly matter, the right class does.
 #
 # Made-up events first. Truth is a dog from 2 to 5 s and speech from 7 to 9 s:
 
@@ -460,7 +461,7 @@ config = train.Config(**{key: tuple(x) if isinstance(x, list) else x for key, x 
 clips = train.load_clips(data, config.visual, CPU)
 kinds = np.repeat(("strong", "weak", "unlabelled"), config.batch_size)
 batches = (train.training_batch(clips, config, t) for t in range(40))
-batch = max(batches, key=lambda batch: (batch.weak_targets * (1 - batch.weak_targets)).max())  # the most evenly blended
+batch = max(batches, key=lambda b: (b.strong_targets * (1 - b.strong_targets)).max())  # the most evenly blended
 rows, targets = [], [*batch.strong_targets.amax(1), *batch.weak_targets]
 for k, (kind, with_video) in enumerate(zip(kinds, batch.present["openl3"].tolist())):
     target = targets[k] if k < len(targets) else torch.zeros(len(classes))
@@ -468,7 +469,7 @@ for k, (kind, with_video) in enumerate(zip(kinds, batch.present["openl3"].tolist
     rows.append((kind, "yes" if with_video else "no", ", ".join(named)))
 show(page.table(("kind", "video", "labels (of strong clips: the largest of the 64 output frames)"), rows))
 strips = [("log-mel", batch.log_mel[0].numpy(), None), ("labels", batch.strong_targets[0].numpy(), classes)]
-show(plots.plot_strips(strips), "The first clip of this batch, and its labels.")
+show(plots.plot_strips(strips), "The first clip of this batch: two clips in one, and their labels.")
 
 # %% [markdown]
 # Now a new network takes its first eight steps. The teacher begins as a copy of the student. After step *n* (counted
