@@ -5,6 +5,7 @@
     plot_synchronization  what one step of a clip's sound or picture attends to in the other
     plot_table        the scores of many runs
     plot_fusion       what each class gains when sound and vision are fused
+    plot_strips ..    the pictures of extras/tour.py, at the end
 
 Needs matplotlib. Each function returns the figure, which a notebook shows (after `%matplotlib inline`), and where it is
 given a `path` also writes it there: a PNG file, which appears only when complete.

@@ -136,6 +136,101 @@ def test_fusion_has_a_bubble_for_each_class_and_two_histograms(drawn):
     assert np.allclose(of_sound, [0.97, 0.31, 0.33]) and (n_bins, more["range"]) == (20, (0, 1))
 
 
+def test_strips_share_one_time_axis():
+    pytest.importorskip("matplotlib")
+    bars = [(1.0, 2.5, 1, "tab:blue")]
+    strips = [("curve", np.arange(128.0), 50), ("map", np.zeros((64, 3)), list("abc")), ("raw", np.eye(512, 64), None)]
+    curve, named, raw, events = plots.plot_strips([*strips, ("events", bars, ["x", "y"])]).axes
+    times, values = curve.lines[0].get_data()
+    assert np.allclose(times[[0, -1]], [32 * FRAME_HOP / 128, 64 * FRAME_HOP - 32 * FRAME_HOP / 128])
+    assert values[-1] == 127 and curve.lines[1].get_ydata()[0] == 50 and curve.get_title("left") == "curve"
+    assert named.images[0].get_extent() == [0, 64 * FRAME_HOP, 2.5, -0.5] and named.get_ylim() == (2.5, -0.5)
+    assert [label.get_text() for label in named.get_yticklabels()] == list("abc")
+    assert raw.images[0].get_array().shape == (64, 512) and raw.get_ylim() == (-0.5, 63.5)  # the lowest at the bottom
+    assert np.allclose(events.collections[0].get_paths()[0].get_extents().bounds, [1, 0.65, 1.5, 0.7])
+    assert events.get_xlim() == (0, 64 * FRAME_HOP) == curve.get_xlim()
+
+
+def test_windows_lie_a_hop_apart():
+    pytest.importorskip("matplotlib")
+    sound, filters = plots.plot_windows(np.sin(np.arange(160000) / 9), 1.0).axes
+    excerpt, *windows = (line.get_data() for line in sound.lines)
+    assert excerpt[0][0] == 1.0 and np.allclose([x[0] for x, _ in windows], [1 + k * 313 / 16000 for k in range(3)])
+    assert all(len(x) == 1024 and abs(y.max() - 1) < 1e-3 for x, y in windows) and len(filters.lines) == 22
+
+
+def test_maps_stand_side_by_side():
+    pytest.importorskip("matplotlib")
+    figure = plots.plot_maps({"a": np.eye(4), "b": np.zeros((1, 9))}, "keys", "queries")
+    assert [panel.get_title() for panel in figure.axes] == ["a", "b"] and figure.axes[0].get_ylabel() == "queries"
+    panels = figure.axes[0], plots.plot_maps({"a": np.eye(4)}).axes[0]
+    assert [panel.images[0].origin for panel in panels] == ["upper", "lower"]
+
+
+def test_weights_stand_on_arrows():
+    pytest.importorskip("matplotlib")
+    figure = plots.plot_weights({"all": {"sound": 0.75, "openl3": 0.25}, "none": {"sound": 1.0, "openl3": 0.0}})
+    shown = [[text.get_text() for text in panel.texts if text.get_text()] for panel in figure.axes]
+    assert shown[0] == ["sound", "0.75", "openl3", "0.25", "decoder"]
+    assert shown[1] == ["sound", "1", "openl3", "0", "decoder"]
+    arrows = [[text.arrow_patch for text in panel.texts if hasattr(text, "arrow_patch")] for panel in figure.axes]
+    heard, seen = (arrow.get_linewidth() for arrow in arrows[0])
+    assert heard > seen and len(arrows[1]) == 1
+    assert {text.get_color() for text in figure.axes[1].texts if text.get_text() in ("openl3", "0")} == {"lightgray"}
+
+
+def test_a_grid_has_a_mark():
+    pytest.importorskip("matplotlib")
+    panel, bar = plots.plot_grid(np.arange(6.0).reshape(2, 3), [1, 3], [0.1, 0.2, 0.3], (1, 2), ("w", "t", "F1")).axes
+    assert np.array_equal(panel.images[0].get_array(), [[0, 1, 2], [3, 4, 5]]) and bar.get_ylabel() == "F1"
+    assert [line.get_data() for line in panel.lines] == [([2], [1])]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0.1", "0.2", "0.3"]
+
+
+def test_segments_and_verdicts_have_their_colours():
+    colors = pytest.importorskip("matplotlib.colors")
+    good, bad, missed = (colors.to_rgba(name) for name in ("tab:green", "tab:red", "tab:orange"))
+    n_tp, n_fp, n_fn = np.zeros((3, 3, 4), int)
+    n_tp[0, 1] = n_fp[0, 2] = n_fn[2, 0] = 1
+    (panel,) = plots.plot_segments(["A", "B", "C"], n_tp, n_fp, n_fn).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["A", "C"]
+    drawn = {}
+    for collection in panel.collections:
+        x, y, *_ = collection.get_paths()[0].get_extents().bounds
+        if x >= 0:
+            drawn[int(x), round(y + 0.4)] = tuple(collection.get_facecolor()[0])
+    assert drawn == {(1, 0): good, (2, 0): bad, (0, 1): missed}
+
+    truth, found = [("a", 2, 5, "A"), ("a", 7, 8, "A")], [("a", 2.1, 5.5, "A"), ("a", 1, 2, "B")]
+    verdicts = [{"EBF1": True, "PSDS1": False}, {"EBF1": False, "PSDS1": False}]
+    strip = ("curve", np.zeros(64), None)
+    above, panel = plots.plot_verdicts(truth, found, verdicts, [(0.2, 0.6), (0.2, 0.2)], [strip]).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["A, true", "found", "B, found"]
+    spans = [tuple(collection.get_paths()[0].get_extents().intervalx) for collection in panel.collections]
+    assert np.allclose(spans, [(2, 5), (1.8, 2.2), (4.4, 5.6), (7, 8), (6.8, 7.2), (7.8, 8.2), (2.1, 5.5), (1, 2)])
+    marks = [(text.get_text(), text.xy[1], colors.to_rgba(text.get_color()) == good) for text in panel.texts]
+    assert marks == [("✓ EBF1", 1, True), ("✗ PSDS1", 1, False), ("✗ EBF1", 2, False), ("✗ PSDS1", 2, False)]
+
+
+def test_the_shaded_area_is_psds():
+    pytest.importorskip("matplotlib")
+    efpr, etpr = np.array([0.0, 10, 40]), np.array([0, 0.125, 0.375])
+    tpr = np.array([[0, 0.25, 0.75], [0, 0, 0]])
+    (panel,) = plots.plot_psd_roc((efpr, tpr, etpr), ["A", "B"], 100.0).axes
+    x, y = panel.collections[0].get_paths()[0].vertices.T
+    area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
+    assert area / 100 == pytest.approx((30 * 0.125 + 60 * 0.375) / 100)
+    assert [line.get_label() for line in panel.lines] == ["A", "B", "effective rate"]
+    assert panel.lines[0].get_xdata()[-1] == 100 and panel.lines[0].get_ydata()[-1] == 0.75
+
+
+def test_curves_that_span_decades_have_a_logarithmic_axis():
+    pytest.importorskip("matplotlib")
+    near, far = plots.plot_curves({"near": {"a": [1, 2], "b": [3, 4]}, "far": {"rate": [1e-3, 1e-4, 1e-5]}}).axes
+    assert (near.get_yscale(), far.get_yscale()) == ("linear", "log") and far.get_title() == "far"
+    assert [text.get_text() for text in near.get_legend().get_texts()] == ["a", "b"]
+
+
 def test_matplotlib_takes_every_picture(tmp_path):
     pytest.importorskip("matplotlib")
     log_mel, rng = np.zeros((512, 64)), np.random.default_rng(0)

@@ -92,7 +92,6 @@ show(plots.plot_strips(strips), "What is heard, what is seen (the first 64 of 51
 # Strong labels are expensive: somebody must listen many times. So the paper's strong clips are synthetic mixtures,
 # which never had a video, and most clips are unlabelled. Two more parts are for testing and have strong labels:
 # settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at the very end.
-##
 #
 # ## 2. The whole network, and all shapes
 #
