@@ -354,6 +354,7 @@ def plot_verdicts(truth, found, verdicts, collars, strips=(), path=None):
         name = "found" if of_class else f"{label}, found"
         rows += [(name, [(event, right)]) for event, right in zip(found, verdicts) if event[3] == label]
     figure, panels = panels_of_strips(strips, [0.3 * len(rows)])
+    figure.set_figwidth(10.5)
     panel = panels[-1]
     for row, (kind, events) in enumerate(rows):
         for (_, onset, offset, _), more in events:
@@ -394,6 +395,7 @@ def plot_curves(panels, path=None):
         panel.set(title=title, xlabel="iterations")
         if max(map(max, curves.values())) > 50 * min(map(min, curves.values())) > 0:
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
         panel.legend(fontsize=8)
         panel.grid(alpha=0.3)
     return finish(figure, path)

@@ -411,7 +411,8 @@ show_verdicts([("a.wav", 2.0, 5.0, "Dog"), ("a.wav", 7.0, 9.0, "Speech")], [("a.
 # called a dog, and it is speech. Now the events of our clip, with the thresholds tuned for EBF1:
 
 # %%
-show_verdicts(truth, found, "From probabilities to verdicts.", strips[:3]) if found else print("nothing was found")
+caption = "From probabilities to verdicts. A mark says whether what was found is right, not whether all was found."
+show_verdicts(truth, found, caption, strips[:3]) if found else print("nothing was found")
 
 # %% [markdown]
 # **The curve whose area is PSDS.** F1 depends on one threshold, PSDS on none. Move the threshold from 0.99 to 0.01. At
