@@ -281,6 +281,8 @@ show(plots.plot_strips([*strips, ("true events", bars, here)]), "Frame probabili
 label = Counter(label for *_, label in truth).most_common(1)[0][0]
 c, threshold, window = classes.index(label), trained.threshold, trained.window
 frame_scores, clip_scores = train.predict(student, data, public, [weight], CPU)[weight]  # (80, 64, 10), (80, 10)
+with torch.no_grad():  # what the program predicts is what we saw in chapter 6
+    assert np.allclose(student.decode(*encoded, weight)[0][0].sigmoid(), frame_scores[i], atol=1e-4)
 active = frame_scores[i, :, c] > threshold[c]  # (64,)
 strips = [(f"probability of {label}, threshold {threshold[c]}", frame_scores[i, :, c], threshold[c])]
 strips += [("above the threshold", active[:, None], [""])]
