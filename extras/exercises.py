@@ -182,14 +182,16 @@ def hide_the_video():
     has = [np.arange(n) % 4 != 0 for n in sizes]
     maps = [torch.arange(n).float()[:, None, None] for n in sizes]  # a clip holds its number
     targets = torch.zeros(5, 1, 2, dtype=torch.bool), torch.zeros(40, 2, dtype=torch.bool)
-    nothing = dict.fromkeys(("log-mel", "openl3"), (0, 1))
-    clips = train.Clips(maps, {"openl3": maps}, {"openl3": has}, *targets, nothing, torch.device("cpu"))
-    config = train.Config("", ("openl3",), "transformer", 0.5, 0.5, 10, 40, batch_size, 0, "fp32")
+    streams, nothing = ("openl3", "tce"), dict.fromkeys(("log-mel", "openl3", "tce"), (0, 1))
+    visual, present = dict.fromkeys(streams, maps), dict.fromkeys(streams, has)
+    clips = train.Clips(maps, visual, present, *targets, nothing, torch.device("cpu"))
+    config = train.Config("", streams, "transformer", 0.5, 0.5, 10, 40, batch_size, 0, "fp32")
     shown, of, chances = 0, 0, []
     for t in range(200):
         batch, again = train.training_batch(clips, config, t), train.training_batch(clips, config, t)
         now = batch.present["openl3"].numpy()
         need(np.array_equal(now, again.present["openl3"].numpy()), f"batch {t} is not the same when it is made again")
+        need(np.array_equal(now, batch.present["tce"].numpy()), "a clip lost one of its streams and kept another")
         picked = [has[g][train.endless(n, size, t, (0, g))] for g, (n, size) in enumerate(zip(sizes, batch_size))]
         had = np.concatenate(picked)
         need(not (now & ~had).any(), "a clip without video got one")

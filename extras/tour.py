@@ -63,9 +63,10 @@ print(f"model: {models[0]}")
 # ## 1. The clip: always heard, sometimes seen
 #
 # *Sec. 1 and 3.1.1.* Large collections of sound come from YouTube. Whoever publishes such a collection keeps the sound,
-# but not the video. Years later many videos are deleted: in the paper's data **15.5 %** of those clips. Earlier work
-# threw these clips away, or made up what was missing. The paper does neither. It keeps every clip, and uses the video
-# where there is one.
+# but not the video. Years later many videos are deleted: in the paper's data **15.5 %** of those clips. The usual ways
+# out are to throw such clips away, or to make up what is missing. The first wastes clips. The second needs the sound to
+# tell what the picture was; but a video may show a still image, a black screen, or something that has nothing to do
+# with the sound. The paper does neither. It keeps every clip, and uses the video where there is one.
 
 # %%
 public = data.partitions["public"]
@@ -90,14 +91,16 @@ show(plots.plot_strips(strips), "What is heard, what is seen (the first 64 of 51
 # | unlabelled | nothing | |
 #
 # Strong labels are expensive: somebody must listen many times. So the paper's strong clips are synthetic mixtures,
-# which never had a video, and most clips are unlabelled. Two more parts are for testing and have strong labels:
-# settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at the very end.
+# which never had a video, and 14,412 of its 18,574 training clips are unlabelled. Two more parts are for testing and
+# have strong labels: settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at
+# the very end.
 #
 # ## 2. The whole network, and all shapes
 #
 # *Sec. 2.* Two **encoders** read the clip: one hears, one sees. Each leaves a **memory** of 64 vectors. The **decoder**
-# starts from the sound as well, asks both memories, and answers for each of 64 **output frames** (0.1565 s each) which
-# classes sound there. One more vector, the **token**, collects the answer for the clip as a whole.
+# starts from the sound as well (the sound tells *when*), asks both memories, and answers for each of 64 **output
+# frames** (0.1565 s each) which classes sound there. One more vector, the **token**, collects the answer for the clip
+# as a whole.
 
 # %%
 show(cells.drawing(HERE / "figures/architecture.svg"), "The bi-encoder transformer, with the weights 0.75 and 0.25.")
@@ -328,7 +331,7 @@ show(plots.plot_grid(grid, sizes, limits, chosen, axes), "The red square is the 
 # |---|---|---|
 # | CBF1 | classes in each clip, all classes pooled (*micro*) | what? |
 # | SBF1 | classes in each second, all classes pooled (*micro*) | what, and roughly when? |
-# | EBF1 | events; the mean of the classes' F1 (*macro*) | exactly when? |
+# | EBF1 | events; the mean over the classes that have true events (*macro*) | exactly when? |
 # | PSDS1 | events at 50 thresholds, strict about time | when, whatever the threshold? |
 # | PSDS2 | events at 50 thresholds, strict about classes | which class, whatever the threshold? |
 #
@@ -440,11 +443,11 @@ show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
 #
 # ## 9. One training step
 #
-# *Sec. 3.1.5.* Most clips are unlabelled: what can be learnt from them? The paper trains a **student** and keeps a
-# **teacher**. The teacher is the moving average of all students so far. Why? The student jumps about from step to step.
-# The average errs less than the latest student, so its answers can stand in for labels. For every clip, labelled or
-# not, the student should answer as the teacher does, although dropout disturbs both differently. This is
-# **consistency**.
+# *Sec. 3.1.5.* Three of four training clips are unlabelled: what can be learnt from them? The paper trains a
+# **student** and keeps a **teacher**. The teacher is the moving average of all students so far. Why? The student jumps
+# about from step to step. The average errs less than the latest student, so its answers can stand in for labels. For
+# every clip, labelled or not, the student should answer as the teacher does, although dropout disturbs both
+# differently. This is **consistency**.
 #
 # | loss | strong | weak | unlabelled | compares | weight |
 # |---|---|---|---|---|---|
@@ -453,10 +456,10 @@ show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
 # | clip consistency | yes | yes | yes | student with teacher | 2 |
 # | frame consistency | yes | yes | yes | student with teacher | 2 |
 #
-# A third of the batches is blended (**mixup**): each clip with another one of its own kind (strong with strong, with
-# video with such that have it), inputs and labels alike. So 0.9 dog + 0.1 cat has the label 0.9 dog, 0.1 cat. The
-# network cannot learn clips by heart, and becomes less sure of itself. Of the first 40 batches, this one is blended
-# most evenly:
+# A third of the batches is blended (**mixup**): each clip with another one, inputs and labels alike. So 0.9 dog + 0.1
+# cat has the label 0.9 dog, 0.1 cat. The network cannot learn clips by heart, and becomes less sure of itself. Only
+# clips of one kind are blended: strong with strong, since labels must be of one kind, and clips with video with such
+# that have it, since half a video would be no video. Of the first 40 batches, this one is blended most evenly:
 
 # %%
 config = train.Config(**{key: tuple(x) if isinstance(x, list) else x for key, x in state["config"].items()})
