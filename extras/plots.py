@@ -371,19 +371,24 @@ def plot_verdicts(truth, found, verdicts, collars, strips=(), path=None):
     return finish(figure, path)
 
 
-def plot_psd_roc(roc, classes, max_efpr, title="", path=None):
-    """The curve whose area is PSDS, the area shaded, over the curves of the classes. roc: of `metrics.psd_roc`"""
-    efpr, tpr, etpr = roc
-    figure = figure_class()(figsize=(7, 4), dpi=100, layout="constrained")
-    panel, x = figure.subplots(), np.append(efpr, max_efpr)
-    for label, rate in zip(classes, tpr):
-        panel.step(x, np.append(rate, rate[-1]), where="post", linewidth=0.8, label=label)
-    panel.step(x, np.append(etpr, etpr[-1]), where="post", color="black", linewidth=2.5, label="effective rate")
-    panel.fill_between(x, np.append(etpr, etpr[-1]), step="post", color="black", alpha=0.15)
-    panel.set(xlim=(0, max_efpr), ylim=(0, 1), xlabel="effective false positives per hour", title=title)
-    panel.set_ylabel("share of events found")
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return finish(figure, path)
+def plot_psd_roc(curves, classes, max_efpr):
+    """PSD-ROC. curves: dict of label, a row each -> dict of scenario, a column each -> metrics.psd_roc(..), its area"""
+    n_rows, n_columns = len(curves), len(next(iter(curves.values())))
+    figure = figure_class()(figsize=(12, 0.8 + 3.6 * n_rows), dpi=100, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for row, (label, scenarios) in zip(panels, curves.items()):
+        row[0].set_ylabel(f"{label}\ntrue positive rate")
+        for panel, (name, ((efpr, tpr, etpr), area)) in zip(row, scenarios.items()):
+            x = np.append(efpr, max_efpr)
+            for of_class, rate in zip(classes, tpr):
+                panel.step(x, np.append(rate, rate[-1]), where="post", linewidth=0.8, label=of_class)
+            effective = np.append(etpr, etpr[-1])
+            panel.step(x, effective, where="post", color="black", linewidth=2.5, label="effective")
+            panel.fill_between(x, effective, step="post", color="black", alpha=0.12)
+            panel.set(xlim=(0, max_efpr), ylim=(0, 1), xlabel="effective false positives per hour")
+            panel.set_title(f"{name}: {area:.4f}, the gray area", loc="left", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+    return figure
 
 
 def plot_curves(panels, path=None):

@@ -216,12 +216,14 @@ def test_the_shaded_area_is_psds():
     pytest.importorskip("matplotlib")
     efpr, etpr = np.array([0.0, 10, 40]), np.array([0, 0.125, 0.375])
     tpr = np.array([[0, 0.25, 0.75], [0, 0, 0]])
-    (panel,) = plots.plot_psd_roc((efpr, tpr, etpr), ["A", "B"], 100.0).axes
+    curve = (efpr, tpr, etpr), 0.2625
+    panel, other = plots.plot_psd_roc({"a run": {"PSDS1": curve, "PSDS2": curve}}, ["A", "B"], 100.0).axes
     x, y = panel.collections[0].get_paths()[0].vertices.T
     area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
     assert area / 100 == pytest.approx((30 * 0.125 + 60 * 0.375) / 100)
-    assert [line.get_label() for line in panel.lines] == ["A", "B", "effective rate"]
+    assert {line.get_label() for line in panel.lines} == {"A", "B", "effective"} and len(other.lines) == 3
     assert panel.lines[0].get_xdata()[-1] == 100 and panel.lines[0].get_ydata()[-1] == 0.75
+    assert panel.get_title("left").startswith("PSDS1: 0.2625")
 
 
 def test_curves_that_span_decades_have_a_logarithmic_axis():

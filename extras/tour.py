@@ -427,11 +427,12 @@ show_verdicts(truth, found, caption, strips[:3]) if found else print("nothing wa
 # False alarms are *effective* when cross-triggers are added to them, times `alpha_ct`: 0 for PSDS1, 0.5 for PSDS2.
 
 # %%
+curves = {}
 for score, criteria in (("PSDS1", metrics.PSDS1), ("PSDS2", metrics.PSDS2)):
     files = public.filenames, public.events, public.seconds, classes, FRAME_HOP, tuned[score][1]
-    roc = efpr, tpr, etpr = metrics.psd_roc_from_scores(frame_scores, *files, **criteria)
-    area = metrics.psd_area(efpr, etpr, criteria["max_efpr"])
-    show(plots.plot_psd_roc(roc, classes, criteria["max_efpr"], f"{score} of the public clips: {area:.4f}"))
+    efpr, tpr, etpr = metrics.psd_roc_from_scores(frame_scores, *files, **criteria)
+    curves[score] = (efpr, tpr, etpr), metrics.psd_area(efpr, etpr, criteria["max_efpr"])
+show(plots.plot_psd_roc({"public clips": curves}, classes, metrics.PSDS1["max_efpr"]))
 rows = []
 for part_of_the_clips, scores in state["scores"].items():
     rows.append((part_of_the_clips, *(train.as_printed(score, scores[score]) for score in train.SCORES)))
