@@ -440,7 +440,8 @@ show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
 
 # %% [markdown]
 # The last two rows split the public clips as Table 7 does: those with video, and those without. Look at how much video
-# helps where it is there, and whether the clips without it pay for that.
+# helps where it is there, and whether the clips without it pay for that. (There are few without it here, so one event
+# more or less moves their scores by some points.)
 #
 # ## 9. One training step
 #
