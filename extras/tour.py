@@ -71,9 +71,9 @@ print(f"model: {models[0]}")
 public = data.partitions["public"]
 name = "Ytoypubl0073_0.000_10.000.wav"
 i = public.filenames.index(name)
-waveform = features.load_audio(public.folder / name)  # (160000,): 10 s at 16 kHz, peak at 1
-truth = [event for event in public.events if event[0] == name]
-here = sorted({label for *_, label in truth})
+clip = features.subset(public, np.arange(len(public)) == i)  # a partition with this clip alone
+waveform = features.load_audio(clip.paths[0])  # (160000,): 10 s at 16 kHz, peak at 1
+truth, here = clip.events, sorted({label for *_, label in clip.events})
 show(page.player(waveform, SAMPLE_RATE, name), "Listen to it: this is all that the network hears.")
 vectors = public.visual["openl3"][i]  # (64, 512)
 bars = [(onset, offset, here.index(label), "tab:orange") for _, onset, offset, label in truth]
@@ -293,7 +293,7 @@ strips += [("above the threshold", active[:, [c]], [""])]
 for size in (window[c], 15):
     filtered = metrics.median_filter(active[None, :, [c]], size)[0]  # (64, 1)
     strips.append((f"after a median filter of {size} output frames", filtered, [""]))
-found = [event for event in train.events_of(public, classes, frame_scores, threshold, window) if event[0] == name]
+found = train.events_of(clip, classes, frame_scores[[i]], threshold, window)
 bars = [(onset, offset, 0, "tab:blue") for _, onset, offset, what in found if what == label]
 bars += [(onset, offset, 1, "tab:orange") for _, onset, offset, what in truth if what == label]
 show(plots.plot_strips([*strips, ("events", bars, ["found", "true"])]),
@@ -344,12 +344,12 @@ def in_second(events, s):
 
 
 tuned = {score: (pair["threshold"], np.array(pair["window"])) for score, pair in state["tuned"].items()}
-found_segments = [e for e in train.events_of(public, classes, frame_scores, *tuned["SBF1"]) if e[0] == name]
+found_segments = train.events_of(clip, classes, frame_scores[[i]], *tuned["SBF1"])
 seconds = [metrics.segment_f1(in_second(truth, s), in_second(found_segments, s), classes) for s in range(10)]
 n_tp, n_fp, n_fn = (np.array(counts).T for counts in zip(*((f1.n_tp, f1.n_fp, f1.n_fn) for f1 in seconds)))
 show(plots.plot_segments(classes, n_tp, n_fp, n_fn), "The ten seconds of our clip.")
-tags = train.tags_of(clip_scores, tuned["CBF1"][0])  # (80, 10)
-by_clip, by_segment = metrics.clip_f1(public.tags[[i]], tags[[i]]), metrics.segment_f1(truth, found_segments, classes)
+tags = train.tags_of(clip_scores[[i]], tuned["CBF1"][0])  # (1, 10)
+by_clip, by_segment = metrics.clip_f1(clip.tags, tags), metrics.segment_f1(truth, found_segments, classes)
 for score, f1 in (("CBF1", by_clip), ("SBF1", by_segment), ("EBF1", metrics.event_f1(truth, found, classes))):
     counts = ", ".join(f"{x} {n.sum()}" for x, n in (("TP", f1.n_tp), ("FP", f1.n_fp), ("FN", f1.n_fn)))
     print(f"{score} of this clip: {counts} -> {f1.macro if score == 'EBF1' else f1.micro:.3f}")
