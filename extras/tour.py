@@ -54,7 +54,7 @@ if not models:
     print("no finished run of `python train.py --visual openl3` here, so a short one is trained now")
     train.main("--visual openl3 --epochs 3 --out runs/tour --resume".split())
     models = [Path("runs/tour/model.pt")]
-trained, state = predict.load_trained(models[0], CPU), runs.load(models[0])
+trained, state = predict.load_model(models[0], "cpu"), runs.load(models[0])
 student, classes = trained.student.eval(), data.classes  # eval: no dropout, batch norms as training left them
 print(f"model: {models[0]}")
 
