@@ -13,7 +13,6 @@ Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound, 4096 
 """
 
 import copy
-import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -290,7 +289,7 @@ def complete_run(config, parts, data, out, device, log, keep=False):
     path.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's
     if keep:
         plumbing.save_tensors(path.with_suffix(".pt"), states)
-    plumbing.write_text(path, json.dumps(report))
+    plumbing.write_text(path, plumbing.json_text(report))
     return report
 
 
@@ -475,7 +474,7 @@ def run(args, log):
 def main(arguments=None):
     args = parse_arguments(arguments)
     with plumbing.one_line_errors("the same command goes on after the last finished run"):
-        run(args, lambda line: print(line, flush=True))
+        run(args, lambda line: print(plumbing.shown(line), flush=True))
 
 
 if __name__ == "__main__":

@@ -470,7 +470,8 @@ def analyse(classes, part, runs, out, as_paper):
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-log = partial(print, flush=True)
+def log(line):
+    print(plumbing.shown(line), flush=True)
 
 
 def run(args):
@@ -503,7 +504,7 @@ def run(args):
         runs.append(complete_run(seed, parts, audio, fusion, args.ablations, out, config, device))
         tags = {name: part.tags for name, part in parts.items()}
         results.append({name: tagging.score(tags, outputs) for name, outputs in runs[-1].items()})
-        plumbing.write_text(out / f"results-{seed}.json", json.dumps(results[-1], indent=1))
+        plumbing.write_text(out / f"results-{seed}.json", plumbing.json_text(results[-1], indent=1))
     as_paper = stream == "resnet152" and plumbing.fingerprint((), classes) in AUDIOSET  # Fayek 2020, Sec. 3.2, 4.1
     text = table_text(results, as_paper)
     plumbing.write_text(out / "table.txt", text)

@@ -147,13 +147,19 @@ def one_line_errors(hint):
 
 
 def complain(error):
-    print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
+    print("error:", shown((str(error) or type(error).__name__).replace("\n", " ")), file=sys.stderr)
     sys.exit(2)
+
+
+def shown(text):
+    """Text with names from files, as it may reach a terminal: all that would move its cursor is escaped, but \\t and \\n"""
+    moves = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # control characters, directions of writing
+    return re.sub(moves, lambda match: f"\\u{ord(match[0]):04x}", text)  # as in JSON
 
 
 def print_whatever_happens():
     """Neither a closed stdout nor a character that a terminal cannot show stops a command; warnings are notes"""
-    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    warnings.formatwarning = lambda message, *_: f"note   {shown(str(message))}\n"
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -223,6 +229,19 @@ def remove(path):
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def json_text(content, indent=None):
+    """JSON. It knows neither nan nor infinity: null"""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(x) for key, x in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(x) for x in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(content), indent=indent)
 
 
 def write_text(path, text):
@@ -517,9 +536,9 @@ def read_layout(root, partitions, needed=()):
             if not pair[0] and name != "unlabelled":
                 raise InputError(f"{place}: {name} clips have labels; name their table")
             table, folder = inside(root, place, pair[0]) if pair[0] else None, inside(root, place, pair[1])
-            if table and not table.is_file():
+            if table and not os.path.isfile(table):  # unlike Path.is_file, also where the name is too long
                 raise InputError(f"{place}: there is no file {table}; correct the row, or take it out")
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise InputError(f"{place}: there is no folder {folder}; correct the row, or take it out")
             if (table, folder) in layout.setdefault(name, []):
                 raise InputError(f"{place}: repeats an earlier row; take one of them out")
@@ -834,7 +853,7 @@ def show_progress(label, done, total, started, stream=None):
         return
     stream = stream or sys.stdout
     left = (time.monotonic() - started) / done * (total - done)
-    line = f"       {label}: {done}/{total} | {clock(left)} left"
+    line = shown(f"       {label}: {done}/{total} | {clock(left)} left")
     if stream.isatty():  # "\033[K" erases what is left of a longer line; "\r" lets the next line take the place
         print(f"{line if done < total else ''}\033[K", end="\r", flush=True, file=stream)
     elif done % 100 == 0:

@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +47,7 @@ SUFFIXES = SOUND_SUFFIXES + tuple(  # what counts as a recording in a folder
     ".mp3 .m4a .aac .opus .oga .wma .aif .aiff .aifc .au .caf .amr .w64 .mka .ac3 .mp4 .m4v .mov .mkv .webm .ogv .avi "
     ".mpg .mpeg .ts .mts .m2ts .3gp .flv .wmv .mxf".split()
 )
+NO_CELL = "[\t\r\n\ud800-\udfff]"  # in a name: it would break the table
 STRIDE = FRAMES // 2  # ours: output frames from one window to the next
 STRIDE_SAMPLES = STRIDE * 8 * HOP  # 80,128 samples, 5.008 s
 TOY_MODEL = "trained on synthesised sounds: what it finds in recordings means nothing"
@@ -193,7 +195,7 @@ class Trained:
 def load_model(path, device="auto"):
     """The model.pt of a finished run -> Trained; raises InputError for any other file"""
     device = plumbing.choose_device(device)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; name the model.pt that a run left")
     remedy = "name the model.pt that a run left"
     state = runs.load(path, remedy)
@@ -216,6 +218,7 @@ def load_model(path, device="auto"):
         check(data.mel_statistics.shape[1] == features.MELS, "statistics of log-mel")
         n, weight = len(data.classes), state["infer_weight"]
         check(data.classes == sorted({str(label) for label in data.classes}), "classes")
+        check(not any(re.search(NO_CELL, label) for label in data.classes), "a class name that no table can hold")
         student = MultiEncoder(n, {stream: pair.shape[1] for stream, pair in visual.items()}, state["config"]["base"])
         fits = plumbing.same_form(state["weights"], student.state_dict())
         check(fits, "weights of another architecture, or not finite")
@@ -386,7 +389,7 @@ ENDINGS = {"tsv": ".tsv", "audacity": ".txt", "json": ".json", "srt": ".srt"}
 
 
 def note(line):
-    print(line, file=sys.stderr, flush=True)
+    print(plumbing.shown(line.replace("\n", " ")), file=sys.stderr, flush=True)
 
 
 def find_recordings(files, folder):
@@ -427,7 +430,7 @@ def recordings_below(folder):
 
 def check_names(names, out):
     """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
     if out and out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out wants a folder")
@@ -463,7 +466,7 @@ def is_done(args, path, name):
 
 def listen(args, trained, path, name, networks, stored):
     """-> what was heard, and for --page its sound as a file's bytes"""
-    if re.search("[\t\r\n\ud800-\udfff]", name):
+    if re.search(NO_CELL, name):
         raise InputError(
             f"{name!r}: a tab, a line break or what is no text in the name would break the table; rename the file"
         )
@@ -591,7 +594,7 @@ def run(args, folder):
             text = text.partition("\n")[2]  # the rows
             table.append(text)
         if args.format == "tsv" or not args.out:
-            print(text, end="", flush=True)
+            print(plumbing.shown(text), end="", flush=True)
     if args.out and args.format == "tsv":
         write_whole(Path(args.out) / "predictions.tsv", "".join(table))
     if failed:

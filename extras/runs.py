@@ -10,7 +10,6 @@ Nothing here depends on the network, the data or the method: they come as argume
 """
 
 import hashlib
-import json
 import math
 import time
 from contextlib import contextmanager
@@ -68,6 +67,7 @@ class Log:
         self.lines, self.path = [], None
 
     def __call__(self, line):
+        line = plumbing.shown(line)
         if plumbing.PRINTS:
             print(line, flush=True)
         self.lines.append(f"{line}\n")
@@ -236,7 +236,7 @@ def finish(folder, config, data, report, student):
     """Write metrics.json and model.pt -> the report as metrics.json has it"""
     report = description(config, data) | as_text_can_hold(report) | {"streams": list(data.visual_statistics)}
     readable = without_tensors(report)
-    plumbing.write_text(folder / "metrics.json", json.dumps(readable, indent=1))
+    plumbing.write_text(folder / "metrics.json", plumbing.json_text(readable, indent=1))
     plumbing.save_tensors(folder / "model.pt", report | {"weights": student.state_dict()})  # last: now it is finished
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return readable

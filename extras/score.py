@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from extras.plumbing import InputError, one_line_errors, parse_number, read_table
+from extras.plumbing import InputError, one_line_errors, parse_number, read_table, shown
 from features import CLIP_SECONDS, DAY, read_strong
 from metrics import PSDS1, PSDS2, event_f1, f1_of_counts, psds, segment_f1
 
@@ -151,8 +151,8 @@ def main(arguments=None):
                 args.reference, args.estimated, args.operating_points, args.durations, args.ctr_divisor
             )
         for text in dict.fromkeys(str(warning.message) for warning in noted):  # PSDS1 and PSDS2 warn of the same
-            print(f"note   {text}", file=sys.stderr)
-        print(text_of(scores, per_class, args.per_class, args.json))
+            print(f"note   {shown(text)}", file=sys.stderr)
+        print(shown(text_of(scores, per_class, args.per_class, args.json)))
 
 
 if __name__ == "__main__":

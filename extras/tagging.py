@@ -240,7 +240,7 @@ def mean_and_deviation(values, digits):
 def read_report(path, wanted, form=()):
     """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`.
 
-    form: dict of what else it has, of which the types count
+    form: dict of what else it has, of which the types count; null in JSON is nan, a score that is not defined
     """
     if not path.exists():
         return None
@@ -248,6 +248,7 @@ def read_report(path, wanted, form=()):
     with plumbing.foreign(path, "was not written by this program; name another --out"):
         found = plumbing.load_json(path)
         differs = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+        found = {key: math.nan if x is None and key not in wanted else x for key, x in found.items()}
         if not differs and not all(type(found[name]) is type(example) for name, example in dict(form).items()):
             raise ValueError("other types")
     if differs:

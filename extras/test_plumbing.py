@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import struct
@@ -243,6 +244,28 @@ def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
         with plumbing.one_line_errors("hint"):
             print("é")
     assert stop.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
+
+
+def test_names_move_no_cursor(tmp_path, capsys):
+    name = "a\x1b[2J\r\x00\x85\u2028\u202eü\u200d🐕.wav\tb\nc"  # a joiner, as emojis have it, moves nothing
+    seen = r"a\u001b[2J\u000d\u0000\u0085\u2028\u202eü\u200d🐕.wav" + "\tb\nc"
+    assert plumbing.shown(name) == seen.replace(r"\u200d", "\u200d")
+    log = runs.Log()
+    log.path = tmp_path / "log.txt"
+    log("class \x1b[31m\nits row")
+    assert capsys.readouterr().out == log.path.read_text() == "class \\u001b[31m\nits row\n"
+    with pytest.raises(SystemExit), plumbing.one_line_errors(""):
+        plumbing.show_progress("\x1b[1A.wav", 100, 200, 0.0)
+        raise InputError("a\nb\x1b[2J.wav: no such file")
+    out, err = capsys.readouterr()
+    assert out.startswith(r"       \u001b[1A.wav: 100/200") and err.endswith("error: a b\\u001b[2J.wav: no such file\n")
+    assert warnings.formatwarning("of \x1b[31m", UserWarning, "", 1) == "note   of \\u001b[31m\n"
+
+
+def test_json_is_strict():
+    text = plumbing.json_text({"a": [1.5, math.nan, -math.inf], "b": {"c": (math.nan, None, True, "NaN")}}, indent=1)
+    assert json.loads(text, parse_constant=None) == {"a": [1.5, None, None], "b": {"c": [None, None, True, "NaN"]}}
+    assert "Infinity" not in text and text.count("NaN") == 1
 
 
 def test_a_damaged_cache_is_named(tmp_path):

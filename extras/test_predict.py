@@ -842,6 +842,8 @@ def bad_input(tmp_path):
         "deviation": dict(mel_statistics=[ones, 0 * ones]),
         "doubles": dict(mel_statistics=[ones.double(), ones.double()]),
         "classes": dict(classes=["Cat", 3]),
+        "forged row": dict(classes=["Cat\na.wav\t0\t1\tDog", "Dog"]),
+        "tab": dict(classes=["Cat\tDog", "Dog"]),
         "one threshold": dict(tuned={"EBF1": {"threshold": [0.5], "window": [3, 5]}}),
         "even window": dict(tuned={"EBF1": {"threshold": [0.5, 0.5], "window": [3, 4]}}),
         "silent": dict(infer_weight=0.0),
@@ -882,6 +884,35 @@ def bad_input(tmp_path):
         "reference": ([good, wav, *drawn], "no.tsv: no such file"),
         "device": ([good, wav, "--device", "tpu"], "--device tpu: not available here"),
     }
+
+
+def test_control_characters_in_names_are_shown_escaped(tmp_path, capsys):
+    path = noise_at(tmp_path / "a\x1b[2J.wav", 2, (0, 1))
+    run(tiny_model(tmp_path / "model.pt", classes=["Cat\x1b[31m", "Dog"]), path, "--out", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err and r"a\u001b[2J.wav: 0:02 of sound" in err
+    rows = [line.split("\t") for line in out.splitlines()[1:]]
+    assert {name for name, *_ in rows} == {r"a\u001b[2J.wav"} and {row[3] for row in rows} == {r"Cat\u001b[31m", "Dog"}
+    kept = (tmp_path / "out/predictions.tsv").read_text()  # as they are: so other tables name them
+    assert out == kept.replace("\x1b", r"\u001b") != kept
+
+
+def test_many_names_are_told_apart_at_once(monkeypatch):
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    names = [Name(i) for i in range(3000)]
+    predict.check_names(names, None)
+    with pytest.raises(plumbing.InputError, match="7: two files of this name"):
+        predict.check_names([*names, Name(7)], None)
+    assert compared < 10 * len(names)  # a hash may be that of another name, rarely
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys):

@@ -174,6 +174,13 @@ def test_memory_of_clip_f1_grows_with_the_rows():
     assert peaks[1] < 5 * peaks[0]
 
 
+def test_control_characters_are_shown_escaped(tmp_path, capsys):
+    path = written(tmp_path, HEAD + "a.wav\t1\t2\tDog\x1b[2J\nb\x9b.wav\t\t\t\n")
+    code, out, err = command(capsys, str(path), str(path), "--per-class")
+    assert code == 0 and "\nDog\\u001b[2J  " in out and "have no events: b\\u009b.wav\n" in err
+    assert not {"\x1b", "\x9b"} & {*out, *err}
+
+
 def test_command_in_a_shell(tmp_path):
     path = written(tmp_path, HEAD + "a.wav\t1\t2\tA\n")
     program = [sys.executable, "-m", "extras.score", path, path]
