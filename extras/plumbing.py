@@ -152,7 +152,7 @@ def complain(error):
 
 
 def shown(text):
-    """Text with names from files, as it may reach a terminal: all that would move its cursor is escaped, but \\t and \\n"""
+    """Text with names from files, for a terminal: what would move its cursor is escaped, all but tabs and line breaks"""
     moves = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # control characters, directions of writing
     return re.sub(moves, lambda match: f"\\u{ord(match[0]):04x}", text)  # as in JSON
 

@@ -34,7 +34,7 @@ def read_durations(path):
 
 
 def clip_f1(reference, estimated, classes):
-    """metrics.clip_f1 of what the files hold, by class; speed: counted, as a matrix of files and classes may be large"""
+    """metrics.clip_f1 of events, whose times say nothing; speed: no matrix of files and classes, which may be large"""
     ref, est = ({(name, label) for name, _, _, label in events} for events in (reference, estimated))
     n_tp, n_est, n_ref = (Counter(label for _, label in pairs) for pairs in (ref & est, est, ref))
     return f1_of_counts({label: (n_tp[label], n_est[label], n_ref[label]) for label in classes}, classes)
