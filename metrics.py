@@ -193,7 +193,8 @@ def psds_by_definition(
                     others = [r for r in truth if r[3] == k]
                     hours_of_k = sum(r[2] - r[1] for r in others) / 3600
                     ctr += sum(covered(d, others, cttc_threshold) for d in failing) / hours_of_k
-            # ours: the mean over the other classes, as psds_eval 0.5; over all ("C") in its versions up to 0.4
+            # ours: the mean over the other classes, as psds_eval 0.5, which has no score for a single class; over all
+            # ("C") in its versions up to 0.4
             ctr /= max(len(classes) - 1, 1) if ct_divisor == "C-1" else len(classes)
             curves[c].append((fpr + alpha_ct * ctr, tpr))
 
