@@ -591,7 +591,13 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     likeliest = pooled[0].argmax()
     assert step == steps[0, :, likeliest].argmax()
     assert f"v2.wav, step {step} of 10, {['Cat', 'Dog'][likeliest]} {steps[0, step, likeliest]:.2f}: " in text
-    (out / "video-audio-none-mean-softmax-0.pt").write_bytes(b"PK")
+    path = out / "video-audio-none-mean-softmax-0.pt"
+    states = torch.load(path, weights_only=True)
+    states[-1]["classifier.bias"] *= np.nan
+    for content in (states, [], {}, "no"):
+        torch.save(content, path)
+        assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v2.wav")
+    path.write_bytes(b"PK")
     assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v2.wav")
     # sound alone: its own clips, with or without video
     command(capsys, *flags, "--attention", "v1.wav", "--system", "audio-audio-none-max-softmax")

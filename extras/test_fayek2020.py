@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from extras import fayek2020, plumbing, tagging, test_bad_input
 from extras.fayek2020 import AttentionFusion, AudioConvNet, Schedule, VisualDNN
+from extras.plumbing import InputError
 from extras.tagging import Part
 from test_avsed import same, tiny_rows, write_tiny, write_wav
 
@@ -586,6 +587,26 @@ def test_folders_of_others_and_damaged_files_get_one_line(root, tmp_path, capsys
     for content in ("[]", "{}", "no", "[" * 100_000, '{"data": 1e400}'):
         (out / "run.json").write_text(content)
         assert "run.json: was not written by this program" in refused(capsys, *flags)
+
+
+def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path):
+    network, path, schedule = torch.nn.Linear(2, 3), tmp_path / "x.checkpoint", Schedule(9, 1, (0.1, 0.2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    best = {"mAP": 0.5, "rate": 0.1, "epoch": 2, "weights": network.state_dict()}
+    fayek2020.keep(path, 0.1, 3, network, optimizer, best)
+    good, found = torch.load(path, weights_only=True), {}
+    assert fayek2020.restore(path, schedule, 0.1, network, optimizer, found) == 3 and found["epoch"] == 2
+    assert fayek2020.restore(path, schedule, 0.2, network, optimizer, {}) == 0
+    state = good["optimizer"]["state"]
+    odd = {"epoch": "3"}, {"rate": float("inf")}, {"best": {**best, "mAP": "0.5"}}, {"best": {"mAP": -1.0}}
+    odd += {"network": {**good["network"], "bias": torch.full((3,), np.nan)}}, {"optimizer": {}}, {"more": 1}
+    odd += ({"optimizer": {**good["optimizer"], "state": {**state, 0: {**state[0], "exp_avg": torch.ones(2)}}}},)
+    for part in odd:
+        torch.save({**good, **part}, path)
+        with pytest.raises(InputError, match="x.checkpoint: is not a checkpoint of this program"):
+            fayek2020.restore(path, schedule, 0.1, network, optimizer, {})
 
 
 def test_bad_input_gets_one_line(root, tmp_path, capsys, quick):

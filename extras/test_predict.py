@@ -546,6 +546,23 @@ def test_folders_and_bad_recordings(tmp_path, capsys):
         assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_recording_that_may_not_be_read_is_skipped(tmp_path, capsys, monkeypatch):
+    model, read = tiny_model(tmp_path / "m.pt"), features.sound_blocks
+    paths = [noise_at(tmp_path / name, 2, (0, 1)) for name in ("a.wav", "b.wav", "c.wav")]
+
+    def denied(path):
+        if Path(path).name == "b.wav":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(features, "sound_blocks", denied)
+    with pytest.raises(SystemExit) as stop:
+        run(model, *paths)
+    printed = capsys.readouterr()
+    assert stop.value.code == 1 and "failed: 1 of 3 recordings" in printed.err and "Permission denied" in printed.err
+    assert {line.split("\t")[0] for line in printed.out.splitlines()[1:]} == {"a.wav", "c.wav"}
+
+
 def test_an_interrupted_call_goes_on(tmp_path, capsys, monkeypatch):
     model, out = tiny_model(tmp_path / "m.pt"), tmp_path / "out"
     files = [noise_at(tmp_path / f"{name}.wav", 2, (0, 1)) for name in "abc"]
