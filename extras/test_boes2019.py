@@ -479,7 +479,7 @@ def test_a_run_is_done_once(tmp_path, capsys, monkeypatch):
     path.unlink()
     assert "is of a run with data " in refused(capsys, *flags)
     path.write_bytes(vectors)
-    odd = {**report, "F1": "0.5"}, {**report, "losses": 3}, {**report, "mAP": None}
+    odd = {**report, "F1": "0.5"}, {**report, "losses": 3}, {**report, "mAP": [0.5]}
     for content in ("{", "[" * 100_000, *map(json.dumps, odd)):
         (out / "video-audio-video-mean-sigmoid-0.json").write_text(content)
         assert "was not written by this program; name another --out" in refused(capsys, *flags)

@@ -550,10 +550,10 @@ def test_a_recording_that_may_not_be_read_is_skipped(tmp_path, capsys, monkeypat
     model, read = tiny_model(tmp_path / "m.pt"), features.sound_blocks
     paths = [noise_at(tmp_path / name, 2, (0, 1)) for name in ("a.wav", "b.wav", "c.wav")]
 
-    def denied(path):
+    def denied(path, **options):
         if Path(path).name == "b.wav":
             raise PermissionError(13, "Permission denied", str(path))
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(features, "sound_blocks", denied)
     with pytest.raises(SystemExit) as stop:

@@ -228,7 +228,7 @@ def test_a_report_is_of_the_same_run_or_refused(tmp_path):
     assert "null" in path.read_text() and math.isnan(tagging.read_report(path, wanted)["F1"])
     with pytest.raises(InputError, match="r.json: is of a run with epochs 3, not 4; give the same flags, or name"):
         tagging.read_report(path, {**wanted, "epochs": 4})
-    assert tagging.read_report(path, wanted, {"F1": 0.0})["F1"] == 0.5
+    assert math.isnan(tagging.read_report(path, wanted, {"F1": 0.0})["F1"])
     for form in ({"F1": 0}, {"F1": ""}, {"mAP": 0.0}):
         with pytest.raises(InputError, match="r.json: was not written by this program; name another --out"):
             tagging.read_report(path, wanted, form)
