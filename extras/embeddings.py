@@ -257,6 +257,8 @@ def convert(source, target):
         raise InputError("h5py is needed to convert, this once; pip install h5py") from None
     if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
         raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
+    if not Path(source).is_file():
+        raise InputError(f"{source}: no such file; OpenL3's is {OPENL3_FILE}")
     try:
         with plumbing.damage_as_value_error(source):
             with h5py.File(source, "r") as file:
