@@ -573,6 +573,19 @@ def _count_at_points(first, stop, K, weights=None):
     return np.cumsum(np.bincount(first, weights, K + 1) - np.bincount(stop, weights, K + 1))[:K]
 
 
+def _sum_at_points(first, stop, K, values, largest):
+    """The sum of the values of the events that exist at each of K operating points -> (K,)
+
+    A sum of floats depends on the order of its terms, and of whole numbers it does not. So each value is counted in
+    coarse units and the rest of it in fine ones: 2 ** -26 and 2 ** -52 of the `largest` value that may occur.
+    """
+    coarse = 2.0 ** (math.frexp(largest)[1] - 26)
+    fine = coarse * 2.0**-26
+    n_coarse = np.rint(values / coarse)
+    n_fine = np.rint((values - n_coarse * coarse) / fine)
+    return _count_at_points(first, stop, K, n_coarse) * coarse + _count_at_points(first, stop, K, n_fine) * fine
+
+
 def _on_one_axis(place, time, longest):
     """Positions of (place, time) on one axis, where each place (a file, say) has a stretch of `longest` seconds:
 
@@ -739,7 +752,7 @@ class _Criteria(NamedTuple):
 class _Truth:
     """Ground truth events of all classes, without overlaps, in the order of their places: file * C + class.
 
-    files: name -> index; durations: of the files
+    files: name -> index; durations: of the files; all_seconds: their sum
     place, onset, offset: of each event; onset_on_axis, offset_on_axis: positions as of `_on_one_axis`
     n_events, seconds: of each class
     occupied: whether a place has an event; places: those that have
@@ -752,7 +765,8 @@ class _Truth:
         self.files = _index(chain(names, durations, columns[0]))
         _mention(list(self.files), durations, "files without duration, where PSDS counts no false positives")
         self.durations = np.array([durations.get(name, 0.0) for name in self.files], dtype=np.float64)
-        if not self.durations.sum() > 0:
+        self.all_seconds = math.fsum(self.durations)  # unlike sum, whatever the order of files
+        if not self.all_seconds > 0:
             raise ValueError("durations: needs the seconds of every clip, to count false positives per hour")
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
         cls = np.repeat(np.arange(C), [len(table.file) for table in tables])
@@ -765,7 +779,7 @@ class _Truth:
         self.onset_on_axis = _on_one_axis(self.place, self.onset, self.longest)
         self.offset_on_axis = _on_one_axis(self.place, self.offset, self.longest)
         self.n_events = np.bincount(cls, minlength=C)
-        self.seconds = np.bincount(cls, offset - onset, minlength=C)
+        self.seconds = np.array([math.fsum(table.offset - table.onset) for table in tables])
         self.occupied = np.zeros(len(self.files) * C, dtype=bool)
         self.occupied[place] = True
         self.places = np.flatnonzero(self.occupied)
@@ -831,15 +845,15 @@ def _curve(det, c, K, truth, criteria):
 
     # FP: d fails the DTC and lies, at least partly, within its clip
     false = ~passes & (det.onset < truth.durations[det.file])
-    efpr = fpr = _count_at_points(det.first[false], det.stop[false], K) * 3600 / truth.durations.sum()  # per hour
+    efpr = fpr = _count_at_points(det.first[false], det.stop[false], K) * 3600 / truth.all_seconds  # per hour
     if criteria.alpha_ct:
         # CTTC: d, failing the DTC, triggers class k if the ground truth of k covers enough of it
         # speed: not asked of those that exist only at points whose fpr is too high already
         in_use = np.append(0, np.cumsum(fpr <= criteria.max_efpr))
         failing = det.take(np.flatnonzero(~passes & (in_use[det.first] < in_use[det.stop])))
         d, k = _cross_triggers(failing, c, truth, criteria.cttc_threshold)
-        rate = 3600 / truth.seconds[k]  # per hour of ground truth of class k
-        ctr = _count_at_points(failing.first[d], failing.stop[d], K, rate)
+        rates = 3600 / truth.seconds[truth.n_events > 0]  # per hour of ground truth of each class
+        ctr = _sum_at_points(failing.first[d], failing.stop[d], K, 3600 / truth.seconds[k], rates.max())
         n_classes = np.count_nonzero(truth.n_events)
         divisor = max(n_classes - 1, 1) if criteria.ct_divisor == "C-1" else n_classes
         efpr = fpr + criteria.alpha_ct * ctr / divisor
