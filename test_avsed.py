@@ -1310,7 +1310,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, small):
     printed = capsys.readouterr().out
     assert "conformer + openl3 + tce" in printed and "PSDS2" in printed and "TOY" not in printed
     tables = [f"predictions{name}.tsv" for name in ("", "_CBF1", "_PSDS1", "_PSDS2", "_SBF1")]
-    left = ["claim", "history.tsv", "log.txt", "metrics.json", "model.pt", *tables]
+    left = ["claim", "durations.tsv", "history.tsv", "log.txt", "metrics.json", "model.pt", *tables, "scores"]
     assert sorted(path.name for path in out.iterdir()) == left
     assert (out / "log.txt").read_text() == printed
     report, model = json.loads((out / "metrics.json").read_text()), torch.load(out / "model.pt", weights_only=True)

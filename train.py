@@ -543,6 +543,8 @@ def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
         for threshold in metrics.THRESHOLDS_50:
             points.append((threshold, events_of(part, classes, frame_scores, threshold, tuned[name][1])))
         runs.write_operating_points(out / f"predictions_{name}.tsv", points)
+    runs.write_scores(out / "scores", part.filenames, classes, frame_scores, FRAME_HOP, part.durations)
+    runs.write_durations(out / "durations.tsv", part.seconds)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
