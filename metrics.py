@@ -436,7 +436,7 @@ def psd_roc_from_scores(
 def exact_psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window=1, **criteria):
     """psds_from_scores with every threshold that makes a difference: each class has all its scores as thresholds.
 
-    As sed_scores_eval, also where a share is just large enough: what float64 makes of 0.7 may be a little less than 0.7.
+    As sed_scores_eval, also where a share is just large enough: what float64 makes of 0.7 may be less than 0.7.
     ours: a number of its own, never to be compared with the PSDS of 50 thresholds. It takes two to four times as long
     as that, and at most twice the memory.
     """

@@ -15,6 +15,7 @@ import argparse
 import copy
 import math
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -654,6 +655,8 @@ def run(args):
     log(row(config, report))
     if not args.data:
         log("TOY DATA: not comparable with the paper")
+    log(f"next   python -m extras.report {shlex.quote(str(out))}")
+    log(f"       python -m extras.predict {shlex.quote(str(out / 'model.pt'))} FILE.wav")
 
 
 def row(config, report):

@@ -187,7 +187,7 @@ def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
-    """A run's folder as train.py leaves it, of made-up scores and clips of uneven length -> folder, reference, report"""
+    """A run's folder as train.py leaves it, of made-up scores -> folder, reference, report, clips, scores of frames"""
     data, scores = scored_data()
     for part in data.partitions.values():
         part.durations = 10 - np.arange(8) / 7  # seconds, whose sum depends on their order
