@@ -12,6 +12,7 @@ embeddings  vectors of pretrained networks: visual ones from video, VGGish's fro
 predict     events in recordings of any length
 plots       every picture
 page        every HTML page: one file, no network
+report      what runs did, side by side, as one page
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 benchmark   times of a training step, and of the metrics beside their peers

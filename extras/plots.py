@@ -193,11 +193,11 @@ def plot_fusion(path, classes, audio, visual, fused, weights):
 
 
 # --- what runs did, for extras/report.py -----------------------------------------------------------------------------
-# Each of these returns a figure. Systems: dict of label -> a list with something of each of its runs, one for each seed.
+# Each of these returns a figure. systems: dict of label -> a list, with something of each run of the system.
 
 
 def draw_mean(axes, x, runs, **style):
-    """The mean over runs, (runs, points), as a line, and their range as a band; where one has no value it is left out"""
+    """The mean of runs, (runs, points), as a line, their range as a band; what is not finite is left out"""
     known = np.ma.masked_invalid(runs)
     axes.plot(x, known.mean(0).filled(np.nan), **style)
     if len(known) > 1:
@@ -207,7 +207,8 @@ def draw_mean(axes, x, runs, **style):
 
 def legend_on_top(figure, axes, **more):
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, **more)
+    n_columns = max(1, 90 // max(10 + len(label) for label in labels))
+    figure.legend(handles, labels, loc="outside upper left", ncols=n_columns, frameon=False, alignment="left", **more)
 
 
 def plot_history(systems):
@@ -220,7 +221,8 @@ def plot_history(systems):
             n_epochs = max(len(run[name]) for run in runs)
             padded = [np.pad(run[name], (0, n_epochs - len(run[name])), constant_values=np.nan) for run in runs]
             marker = "o" if n_epochs < 20 else None
-            draw_mean(panel, np.arange(1, n_epochs + 1), padded, color=f"C{k}", label=label, marker=marker, markersize=3)
+            style = dict(color=f"C{k}", label=label, marker=marker, markersize=3)
+            draw_mean(panel, np.arange(1, n_epochs + 1), padded, **style)
         panel.set_title(name, fontsize=10, loc="left")
         panel.grid(alpha=0.3)
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -234,20 +236,19 @@ def plot_history(systems):
 
 def plot_acoustic_weight(systems):
     """Scores by acoustic weight at inference. systems: of each run a dict of weight -> part -> score -> number"""
-    first = next(iter(systems.values()))[0]
-    parts, names = list(next(iter(first.values()))), list(next(iter(next(iter(first.values())).values())))
-    figure = figure_class()(figsize=(12, 3), dpi=120, layout="constrained")
+    names = list(next(iter(next(iter(systems.values()))[0].values()))["public"])
+    figure = figure_class()(figsize=(12, 3.2), dpi=120, layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names)), names):
         for k, (label, runs) in enumerate(systems.items()):
             weights = sorted(runs[0])
-            for part, dashes in zip(parts, ("-", "--")):
+            for part, dashes in (("public", "-"), ("validation", "--")):
                 scores = [[run[weight][part][name] for weight in weights] for run in runs]
-                style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=4, label=f"{label}, {part}")
-                draw_mean(panel, weights, np.array(scores, float), **style)
-        panel.set(xlabel="acoustic weight")
+                style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=4)
+                draw_mean(panel, weights, np.array(scores, float), label=label if dashes == "-" else None, **style)
+        panel.set(xlabel="acoustic weight", xlim=(0.2, 1.05))
         panel.set_title(name, fontsize=10, loc="left")
         panel.grid(alpha=0.3)
-    legend_on_top(figure, panel)
+    legend_on_top(figure, panel, title="solid: public clips, dashed: validation clips, whose scores chose thresholds")
     return figure
 
 
@@ -259,18 +260,19 @@ def plot_by_class(systems, classes, columns):
     for panel, (label, values) in zip(figure.subplots(1, n, sharey=True, squeeze=False)[0], systems.items()):
         image = panel.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            text, colour = ("-", "black") if np.isnan(value) else (f"{100 * value:.0f}", "w" if value < 0.6 else "black")
+            text = "-" if np.isnan(value) else f"{100 * value:.0f}"
+            colour = "white" if value < 0.6 else "black"
             panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
         panel.set_xticks(range(len(columns)), columns, rotation=35, ha="left", rotation_mode="anchor")
         panel.set_yticks(range(len(classes)), classes)
         panel.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         panel.set_xlabel(label)
-    figure.colorbar(image, ax=figure.axes, label="from 0 to 1", pad=0.01, shrink=0.8)
+    figure.colorbar(image, ax=figure.axes, label="scores (cells: in percent)", pad=0.01, shrink=0.8)
     return figure
 
 
 def plot_psd_roc(curves, classes, max_efpr):
-    """PSD-ROC: a row for each system, a column for each scenario. curves: label -> scenario -> metrics.psd_roc, value"""
+    """PSD-ROC. curves: dict of label, a row each -> dict of scenario, a column each -> metrics.psd_roc(..), its area"""
     n_rows, n_columns = len(curves), len(next(iter(curves.values())))
     figure = figure_class()(figsize=(12, 0.8 + 3.6 * n_rows), dpi=120, layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
@@ -283,45 +285,43 @@ def plot_psd_roc(curves, classes, max_efpr):
             effective = np.append(etpr, etpr[-1])
             panel.fill_between(edges, effective, step="post", color="black", alpha=0.12, linewidth=0)
             panel.step(edges, effective, where="post", color="black", linewidth=3, label="effective")
-            panel.set(xlim=(0, max_efpr), ylim=(0, 1))
-            panel.set_title(f"{label}: {name} {value:.4f}", fontsize=10, loc="left")
+            panel.set(xlim=(0, max_efpr), ylim=(0, 1.02))
+            panel.set_title(f"{name}: {value:.4f}, the gray area", fontsize=10, loc="left")
             panel.grid(alpha=0.3)
+        row[0].set_ylabel(f"{label}\ntrue positive rate")
     for panel in panels[-1]:
         panel.set_xlabel("effective false positives per hour")
-    for panel in panels[:, 0]:
-        panel.set_ylabel("true positive rate")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
-def plot_tuned(systems, classes):
-    """Thresholds and windows by class, a dot for each run. systems: of each run a dict of score -> thresholds, windows"""
-    tuned = next(iter(systems.values()))[0]
-    kinds = [(name, i) for i in (0, 1) for name in tuned if tuned[name][i] is not None and (i == 0 or name != "CBF1")]
+def plot_tuned(systems, classes, shown):
+    """Thresholds and windows by class, a dot for each run; shown: pairs (score, "threshold" or "window")
+
+    systems: of each run a dict of score -> "threshold", "window" -> values (C,)
+    """
     figure = figure_class()(figsize=(12, 1.2 + 0.26 * len(classes)), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(kinds), sharey=True)
-    for panel, (name, i) in zip(panels, kinds):
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for panel, (name, what) in zip(panels, shown):
         for k, (label, runs) in enumerate(systems.items()):
-            shift = 0.24 * (k - (len(systems) - 1) / 2)  # systems side by side, seeds over one another
-            for run in runs:
-                rows = np.arange(len(classes)) + shift
-                panel.plot(run[name][i], rows, "o", color=f"C{k}", alpha=0.6, markersize=6, label=label)
-        panel.set(xlim=(0, 1) if i == 0 else (-1, 33), xlabel=("threshold", "window, frames")[i])
+            rows = np.arange(len(classes)) + 0.24 * (k - (len(systems) - 1) / 2)  # systems one under the other
+            for i, run in enumerate(runs):
+                style = dict(color=f"C{k}", alpha=0.6, markersize=6, label=label if i == 0 else None)
+                panel.plot(run[name][what], rows, "o", **style)
+        panel.set(xlim=(0, 1) if what == "threshold" else (-1, 33))
+        panel.set_xlabel(what if what == "threshold" else "window, frames")
         panel.set_title(name, fontsize=10, loc="left")
         panel.grid(alpha=0.3)
     panels[0].set_yticks(range(len(classes)), classes)
     panels[0].set_ylim(len(classes) - 0.5, -0.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    known = dict(zip(labels, handles))
-    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=4, frameon=False)
+    legend_on_top(figure, panels[0])
     return figure
 
 
 def plot_errors(log_mel, tables):
     """A clip and its events: log-mel above, below a lane for each class, within it a bar for each table.
 
-    log_mel (8 T, 64); tables: dict of label -> (onset, offset, class, fits), the truth first. What fits nothing in the
-    other table, a missed event or a false alarm, is an empty bar.
+    log_mel (8 T, 64); tables: dict of label -> (onset, offset, class, fits), truth first; what fits nothing is empty
     """
     lanes = sorted({label for events in tables.values() for _, _, label, _ in events})
     heights = 1.5, 0.3 + 0.13 * (len(tables) + 1) * len(lanes)
@@ -334,9 +334,11 @@ def plot_errors(log_mel, tables):
         bottom.broken_barh([(0, 0)], (0, 0), facecolor=colour, label=name)  # for the legend, also without events
         for onset, offset, label, fits in events:
             place = (lanes.index(label) - 0.4 + k * step, 0.8 * step)
-            bottom.broken_barh([(onset, offset - onset)], place, facecolor=colour if fits else "none", edgecolor=colour)
+            style = dict(facecolor=colour if fits else "none", edgecolor=colour)
+            bottom.broken_barh([(onset, offset - onset)], place, **style)
     bottom.set_yticks(range(len(lanes)), lanes)
-    bottom.set(xlim=(0, len(log_mel) / 8 * FRAME_HOP), ylim=(len(lanes) - 0.5, -0.5), xlabel="seconds")
+    bottom.set(xlim=(0, len(log_mel) / 8 * FRAME_HOP), ylim=(len(lanes) - 0.5, -0.5))
+    bottom.set_xlabel("seconds; a bar that is empty is a false alarm, no true event fits it")
     bottom.hlines(np.arange(len(lanes) - 1) + 0.5, *bottom.get_xlim(), color="black", alpha=0.15, linewidth=1)
     legend_on_top(figure, bottom)
     return figure

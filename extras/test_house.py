@@ -33,6 +33,7 @@ ARROWS = {  # who may import whom: always the same floor or a lower one
     "extras.page": {"features", "extras.plumbing"},
     "extras.predict": GROUND | CELLAR | {"extras.embeddings", "extras.page", "extras.plots"},
     "extras.tables": GROUND | CELLAR | {"extras.toy", "extras.plots"},
+    "extras.report": GROUND | CELLAR | {"extras.page", "extras.plots", "extras.score"},
     "extras.score": {"features", "metrics", "extras.plumbing"},
     "extras.tagging": {"features", "metrics", "extras.plumbing", "extras.toy"},
     "extras.benchmark": GROUND | CELLAR,
@@ -107,7 +108,7 @@ def test_log_mel_is_its_section_and_the_constants_above_it():
 
 
 COMMANDS = "train extras.parallel extras.toy extras.embeddings extras.predict extras.tables extras.score".split()
-COMMANDS += "extras.benchmark extras.boes2019 extras.fayek2020 features".split()
+COMMANDS += "extras.report extras.benchmark extras.boes2019 extras.fayek2020 features".split()
 LOOK = """
 import importlib, os, sys
 
