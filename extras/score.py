@@ -4,6 +4,7 @@
     python -m extras.score REF.tsv EST.tsv --operating-points P    with PSDS, of the events at many thresholds
     python -m extras.score REF.tsv runs/X                          all that a run left
     python -m extras.score REF.tsv --scores DIR                    PSDS of frame scores, a table of them for each clip
+    python -m extras.score --model runs/X/model.pt --data DIR      a trained model on the public list of a data set
 
 Tables have the DCASE columns filename, onset, offset, event_label, in any order and among others. F1 needs one table of
 events. PSDS needs one for each threshold of the detector: in a folder, or put together, with a column `threshold`.
@@ -20,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from extras import plumbing, runs  # before torch, see plumbing
+
+import features
 import metrics
 from extras.plumbing import InputError, one_line_errors, parse_number, positive, read_table
 from features import CLIP_SECONDS, DAY, read_strong, read_weak
@@ -332,6 +336,68 @@ def score_frames(reference_path, folder, durations=None, threshold=None, window=
     return scores, per_class
 
 
+# --- a trained model on other data -----------------------------------------------------------------------------------
+
+
+def score_model(model, root, device_name):
+    """The five scores of Boes 2022 of a trained model on the public list of a data set, as its run would score it"""
+    import train  # speed: the other jobs of this file need no network
+    from extras import predict
+
+    device, root = plumbing.choose_device(device_name), Path(root)
+    trained, state = predict.load_trained(model, device), runs.load(model)
+    classes, weight = trained.data.classes, trained.audio_weight
+    try:
+        tuned = {name: tuple(values and np.array(values) for values in (state["tuned"][name]["threshold"],
+                 state["tuned"][name]["window"])) for name in train.SCORES}  # fmt: skip
+        source = state["config"]["data"]
+    except plumbing.FOREIGN:
+        raise InputError(f"{model}: lacks thresholds of the five scores; name the model.pt that a run left") from None
+    part = read_public(root, trained, plumbing.cache_folder(root, Path(model).parent))
+    frame_scores, clip_scores = train.predict(trained.student, trained.data, part, [weight], device)[weight]
+    if not np.isfinite(frame_scores).all():
+        raise FloatingPointError(f"{model}: makes no finite numbers of the clips in {root}; is it damaged?")
+    chosen = f"thresholds, windows and the acoustic weight {weight:g}"
+    warnings.warn(f"{chosen} were tuned on the validation clips of {source}")
+    scores = {"files": len(part), "reference_events": len(part.events), "hours": sum(part.durations) / 3600}
+    scores |= train.evaluate(part, classes, frame_scores, clip_scores, tuned)
+    by_class = train.evaluate_by_class(part, classes, frame_scores, tuned)
+    shown = {"SBF1": "F1", "EBF1": "F1", "PSDS1": "area", "PSDS2": "area"}
+    return scores, {name: {label: by_class[label][name][x] for label in classes} for name, x in shown.items()}
+
+
+def read_public(root, trained, cache):
+    """The public list of a data set, which needs no others, with what a trained model hears and sees -> Partition"""
+    table, folder = (root / kind / path for kind, path in zip(("metadata", "audio"), features.PARTITIONS["public"]))
+    listed, events = read_strong(table)
+    if strange := sorted({label for *_, label in events} - {*trained.data.classes}):
+        raise InputError(f"{table}: the model does not know the class {strange[0]!r}; it was taught other classes")
+    found = [name for name in listed if (folder / name).is_file()]
+    if not found:
+        raise InputError(f"{folder}: none of the {len(listed)} clips in {table} is there")
+    note(f"clips of {table} are not on disk, left out", sorted({*listed} - {*found}))
+    part = features.Partition("public", folder, len(listed), found, [event for event in events if event[0] in found])
+    held = {(name, label) for name, _, _, label in part.events}
+    part.tags = np.array([[(name, label) in held for label in trained.data.classes] for name in found])
+    features.add_log_mel(part, cache, log)
+    for stream, (mean, _) in trained.data.visual_statistics.items():
+        of_stream = root / "visual" / stream
+        stems = features.visual_stems(of_stream) if of_stream.is_dir() else set()
+        with_video = [name for name in found if Path(name).stem in stems]
+        note(f"clips have no {stream} in {of_stream}", sorted({*found} - {*with_video}))
+        example = np.zeros((features.FRAMES, mean.size), np.float16)
+        if with_video:
+            example = features.read_visual(of_stream / f"{Path(with_video[0]).stem}.npy")
+        if example.shape[1] != mean.size:
+            raise InputError(f"{of_stream}: vectors are {example.shape[1]} wide, but the model learnt from {mean.size}")
+        features.add_visual(part, of_stream, stems, example, cache, log)
+    return part
+
+
+def log(line):
+    print(line, file=sys.stderr, flush=True)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +442,7 @@ def parse_arguments(arguments):
         "and labels named in either table count.",
     )
     add = parser.add_argument
-    add("reference", metavar="REFERENCE.tsv")
+    add("reference", nargs="?", metavar="REFERENCE.tsv", help="table of the true events; not with --model")
     add("estimated", nargs="?", metavar="ESTIMATED", help="table of events; or of clip labels (filename, event_labels);"
         " or the folder of a run, all of which is scored")  # fmt: skip
     add("--operating-points", metavar="PATH", help="adds PSDS1 and PSDS2: a folder of tables, one for each threshold, "
@@ -385,6 +451,9 @@ def parse_arguments(arguments):
         "onset, offset and one for each class. PSDS at the 50 thresholds and, as exact_PSDS, at all")  # fmt: skip
     add("--threshold", type=number, metavar="T", help="of --scores: adds F1 of what is active above it")
     add("--window", type=odd, metavar="W", help="of --scores: median filter before F1, in frames; default: 1, none")
+    add("--model", metavar="MODEL.pt", help="score a trained model on the public list of --data, as its run would")
+    add("--data", metavar="DIR", help="of --model: a data set with the same classes; the other lists may be absent")
+    add("--device", default="auto", help="of --model: cpu, cuda, mps or auto; default: auto")
     add("--durations", metavar="D.tsv", help="filename and duration of all clips, for PSDS; default: 10 s each, with "
         "--scores where their tables end")  # fmt: skip
     add("--ctr-divisor", choices=("C-1", "C"), default="C-1", help="PSDS2: mean of cross-trigger rates over the other "
@@ -392,6 +461,10 @@ def parse_arguments(arguments):
     add("--per-class", action="store_true", help="add the scores of each class; of PSDS the area under its own curve")
     add("--json", action="store_true", help="print JSON, with null where a score is undefined")
     args = parser.parse_args(arguments)
+    if bool(args.model) != bool(args.data) or bool(args.model) == bool(args.reference):
+        parser.error("name REFERENCE.tsv and what is to be scored, or --model and --data alone")
+    if args.model:
+        return args
     args.run = args.estimated and Path(args.estimated).is_dir()
     if not (args.estimated or args.operating_points or args.scores):
         parser.error("name what is to be scored: ESTIMATED, --operating-points or --scores")
@@ -408,6 +481,8 @@ def parse_arguments(arguments):
 
 def scored(args):
     """What the flags ask for -> scores by name, scores by class"""
+    if args.model:
+        return score_model(args.model, args.data, args.device)
     if args.scores:
         return score_frames(
             args.reference, args.scores, args.durations, args.threshold, args.window or 1, args.ctr_divisor

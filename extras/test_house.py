@@ -34,7 +34,7 @@ ARROWS = {  # who may import whom: always the same floor or a lower one
     "extras.predict": GROUND | CELLAR | {"extras.embeddings", "extras.page", "extras.plots"},
     "extras.tables": GROUND | CELLAR | {"extras.toy", "extras.plots"},
     "extras.report": GROUND | CELLAR | {"extras.page", "extras.plots", "extras.score"},
-    "extras.score": {"features", "metrics", "extras.plumbing"},
+    "extras.score": GROUND | CELLAR | {"extras.predict"},
     "extras.tagging": {"features", "metrics", "extras.plumbing", "extras.toy"},
     "extras.benchmark": GROUND | CELLAR,
     "extras.learned_weights": GROUND | CELLAR | {"extras.toy"},

@@ -1,6 +1,7 @@
 """Tests of the evaluator's command and of the tables that it reads."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+import avsed
 import features
 import metrics
 import train
 from extras import score
 from features import InputError
 from metrics import PSDS2
-from test_avsed import CPU, HERE, quiet, scored_data, tiny_config
+from test_avsed import CPU, HERE, quiet, run, scored_data, small, tiny_config, write_tiny  # noqa: F401
 
 HEAD = "filename\tonset\toffset\tevent_label\n"
 
@@ -420,3 +422,57 @@ def test_bad_tables_of_frame_scores_get_one_line(tmp_path, capsys):
                   [str(folder), "--durations", "d.tsv"], []):  # fmt: skip
         code, _, err = command(capsys, "r.tsv", *flags)
         assert code == 2 and "Traceback" not in err and "error: " in err
+
+
+# --- a trained model -------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_is_scored_on_other_data_with_the_thresholds_of_its_run(tmp_path, capsys, small):
+    root, out, other = write_tiny(tmp_path / "set"), tmp_path / "r", tmp_path / "other"
+    run("--data", root, "--visual", "openl3", "--out", out, *"--epochs 1 --batches 1 --batch-size 1 1 1".split())
+    model, report = str(out / "model.pt"), json.loads((out / "metrics.json").read_text())
+    capsys.readouterr()
+    code, printed, err = command(capsys, "--model", model, "--data", str(root), "--json", "--per-class")
+    got = json.loads(printed)
+    assert code == 0 and {name: got[name] for name in train.SCORES} == report["scores"]["public"]
+    assert got["per_class"]["SBF1"]["Dog"] == report["by_class"]["public"]["Dog"]["SBF1"]["F1"]
+    assert f"were tuned on the validation clips of {root}" in err and f"weight {report['infer_weight']:g} " in err
+    # nothing but a public list, one of its clips gone, without video, one class alone: heard only
+    table, folder = "metadata/eval/public.tsv", "audio/eval/public"
+    (other / folder).mkdir(parents=True), (other / table).parent.mkdir(parents=True)
+    (other / table).write_text(HEAD + "p1.wav\t0.1\t1\tDog\nlost.wav\t0\t1\tDog\n")
+    shutil.copy(root / folder / "p1.wav", other / folder)
+    code, printed, err = command(capsys, "--model", model, "--data", str(other), "--json")
+    assert code == 0 and json.loads(printed)["files"] == 1 and "lost.wav" in err and "1 clips have no openl3" in err
+    state = torch.load(model, weights_only=True)
+    part = features.Partition("public", None, 1, ["p1.wav"], [("p1.wav", 0.1, 1.0, "Dog")], np.array([[False, True]]))
+    part.durations = np.array([2.0])
+    log_mel = features.log_mel(features.load_audio(root / folder / "p1.wav"))
+    mean, std = state["mel_statistics"]
+    student = avsed.MultiEncoder(2, {"openl3": 6})
+    student.load_state_dict(state["weights"])
+    with torch.no_grad():
+        without = torch.zeros(1, 64, 6), torch.tensor([False])
+        heard = student.eval()((log_mel[None] - mean) / std, *({"openl3": x} for x in without), 1.0)
+    tuned = {name: [values and np.array(values) for values in state["tuned"][name].values()] for name in train.SCORES}
+    want = train.evaluate(part, ["Cat", "Dog"], *(logits.sigmoid().numpy() for logits in heard), tuned)
+    assert {name: json.loads(printed)[name] for name in want} == score.or_null(want)
+
+    (other / table).write_text(HEAD + "p1.wav\t0.1\t1\tFox\n")
+    (other / "visual/openl3").mkdir(parents=True)
+    for message, arguments in {
+        "public.tsv: the model does not know the class 'Fox'": (model, other),
+        "absent/metadata/eval/public.tsv: no such file": (model, tmp_path / "absent"),
+        "absent.pt: no such file; name the model.pt": (tmp_path / "absent.pt", root),
+        "public: none of the 1 clips": (model, other),
+        "vectors are 7 wide, but the model learnt from 6": (model, other),
+    }.items():
+        if "none of" in message:
+            (other / table).write_text(HEAD + "lost.wav\t0\t1\tDog\n")
+        if "wide" in message:
+            (other / table).write_text(HEAD + "p1.wav\t0.1\t1\tDog\n")
+            np.save(other / "visual/openl3/p1.npy", np.zeros((64, 7), np.float16))
+        code, printed, err = command(capsys, "--model", str(arguments[0]), "--data", str(arguments[1]))
+        assert code == 2 and printed == "" and message in err.splitlines()[-1] and "Traceback" not in err, err
+    for flags in (["--model", model], ["--data", "x"], ["r.tsv", "--model", model, "--data", "x"]):
+        assert command(capsys, *flags)[0] == 2
