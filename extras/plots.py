@@ -207,7 +207,7 @@ def draw_mean(axes, x, runs, **style):
 
 def legend_on_top(figure, axes, **more):
     handles, labels = axes.get_legend_handles_labels()
-    n_columns = max(1, 90 // max(10 + len(label) for label in labels))
+    n_columns = max(1, 110 // max(10 + len(label) for label in labels))
     figure.legend(handles, labels, loc="outside upper left", ncols=n_columns, frameon=False, alignment="left", **more)
 
 

@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,26 +123,23 @@ class System:
 
 def systems_of(found):
     """Runs -> list of System. Labels say what a system hears and sees and, where others do likewise, what differs"""
-    alike, same_inputs = {}, {}
+    alike, systems = {}, []
     for run in found:
         alike.setdefault(repr((replace(run.config, seed=0), run.data)), []).append(run)
-    systems = [System(" + ".join((of_system[0].config.base, *of_system[0].config.visual)), of_system)
-               for of_system in alike.values()]  # fmt: skip
-    for system in systems:
-        system.label += "" if system.runs[0].config.visual else ", sound only"
-        same_inputs.setdefault(system.label, []).append(system)
-    for others in same_inputs.values():
-        settings = [asdict(system.runs[0].config) for system in others]
-        differing = settings_that_differ(settings)
-        for system, each in zip(others, settings):
-            told = [f"{name} {words(each[name])}" for name in differing]
-            if len(others) > 1:  # of one configuration: on other clips
-                system.label = ", ".join([system.label, *(told or [system.runs[0].folder.name])])
+    configs = [of_system[0].config for of_system in alike.values()]
+    for config, of_system in zip(configs, alike.values()):
+        label = " + ".join((config.base, *config.visual)) + ("" if config.visual else ", sound only")
+        likewise = [other for other in configs if (other.base, other.visual) == (config.base, config.visual)]
+        label += "".join(f", {name} {words(getattr(config, name))}" for name in settings_that_differ(likewise))
+        if label in [system.label for system in systems]:  # the same on other clips
+            label += f", {of_system[0].folder}"
+        systems.append(System(label, of_system))
     return systems
 
 
-def settings_that_differ(settings):
-    return [name for name in settings[0] if name != "seed" and len({repr(each[name]) for each in settings}) > 1]
+def settings_that_differ(configs):
+    names = [setting.name for setting in fields(Config) if setting.name != "seed"]
+    return [name for name in names if len({repr(getattr(config, name)) for config in configs}) > 1]
 
 
 def words(value):
@@ -202,13 +199,12 @@ def scores_section(systems):
 
 
 def settings_section(systems):
-    settings = [asdict(system.runs[0].config) for system in systems]
-    differing = settings_that_differ(settings)
-    shown = differing or [name for name in settings[0] if name != "seed"]
-    rows = [[name, *(words(each[name]) for each in settings)] for name in shown]
-    rows.append(["seed", *(words([run.config.seed for run in system.runs]) for system in systems)])
-    same = [f"{name} {words(value)}" for name, value in settings[0].items() if name not in (*shown, "seed")]
-    text = f"What differs. All have in common: {'; '.join(same)}." if differing else "Only the seeds differ."
+    configs = [asdict(system.runs[0].config) | {"seed": [run.config.seed for run in system.runs]} for system in systems]
+    shown = settings_that_differ([system.runs[0].config for system in systems]) or [*configs[0]]
+    shown += [] if "seed" in shown else ["seed"]
+    rows = [[name, *(words(config[name]) for config in configs)] for name in shown]
+    same = [f"{name} {words(value)}" for name, value in configs[0].items() if name not in shown]
+    text = f"What differs. All have in common: {'; '.join(same)}." if same else "Only the seeds differ."
     return Section("Settings", text, [("", ["setting", *(system.label for system in systems)], rows)])
 
 
@@ -254,7 +250,8 @@ def classes_section(systems):
     columns = [" ".join(cell).replace(" area", "") for cell in OF_CLASS]
     drawn, tables, classes = {}, [], systems[0].runs[0].classes
     for system in systems:
-        drawn[system.label] = mean = np.mean([run.by_class for run in system.finished], axis=0)
+        known = np.ma.masked_invalid([run.by_class for run in system.finished])
+        drawn[system.label] = mean = known.mean(axis=0).filled(np.nan)
         rows = [[label, *(f"{100 * value:.1f}" for value in values)] for label, values in zip(classes, mean)]
         tables.append((system.label, ["class", *columns], rows))
     text = (

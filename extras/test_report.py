@@ -87,7 +87,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_system(folders):
         "transformer + openl3, epochs 2", "transformer + openl3, epochs 7", "transformer, sound only"
     ]  # fmt: skip
     assert [system.label for system in report.systems_of([a1, other_clips])] == [
-        "transformer + openl3, a1", "transformer + openl3, elsewhere"
+        "transformer + openl3", f"transformer + openl3, {folders / 'elsewhere'}"
     ]  # fmt: skip
 
 
