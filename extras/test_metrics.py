@@ -160,6 +160,20 @@ def test_psds_from_scores_equals_psds_of_the_events_at_every_threshold():
     assert 0 < got < 1 and same(got, metrics.psds(truth, points, durations, classes, **loose))
 
 
+def test_psds_does_not_depend_on_the_order_of_files():
+    rng, values, files = np.random.default_rng(0), set(), [f"{i}.wav" for i in range(30)]
+    lengths = dict(zip(files, rng.uniform(5, 10, 30).tolist()))  # in other orders their sums are rounded otherwise
+    truth = [(name, t, t + rng.uniform(0.1, 1), "ABC"[k]) for name in files for k, t in enumerate(rng.uniform(0, 4, 3))]
+    found = [(name, t, t + rng.uniform(0.1, 1), "ABC"[k]) for name in files for k, t in enumerate(rng.uniform(0, 4, 3))]
+    for _ in range(20):
+        for names in (files, truth, found):
+            rng.shuffle(names)
+        durations = {name: lengths[name] for name in files}
+        points, criteria = [found, sorted(found)[:50], []], PSDS2 | {"max_efpr": 9000.0, "alpha_st": 0.0}
+        values.add(metrics.psds(truth, points, durations, ["A", "B", "C"], **criteria))
+    assert len(values) == 1 and 0.1 < values.pop() < 0.9
+
+
 def test_exact_psds_equals_psds_with_every_score_as_threshold():
     for seed in range(12):
         size = dict(N=12, C=1) if seed == 0 else dict(values=30 if seed % 2 else None)  # the first has 288 thresholds

@@ -207,12 +207,15 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_the_folder_of_a_run_is_scored_to_the_last_digit(run_folder, tmp_path, capsys):
-    folder, reference, report, *_ = run_folder
+    folder, reference, report, public, scores = run_folder
     code, out, err = command(capsys, str(reference), str(folder), "--json", "--per-class")
     got = json.loads(out)
     assert code == 0 and {name: got[name] for name in train.SCORES} == report["scores"]["public"]
     assert 0.1 < min(report["scores"]["public"].values()) < max(report["scores"]["public"].values()) < 1
     assert got["hours"] == pytest.approx(76 / 3600) and "1 clips of" in err and "gone.wav" in err
+    windows, data = report["tuned"]["PSDS1"]["window"], (scores, public.filenames, ["A", "B"])
+    lowest = metrics.scores_to_events(*data, 0.01, np.array(windows), 0.1565, public.seconds)
+    assert score.read_operating_points(folder / "predictions_PSDS1.tsv")[0] == lowest  # no digit of a time is lost
     of_class = report["by_class"]["public"]
     assert got["per_class"]["EBF1"] == {label: of_class[label]["EBF1"]["F1"] for label in "AB"}
     (folder / "predictions_SBF1.tsv").unlink()
@@ -334,12 +337,12 @@ def test_frame_scores_of_any_hop_and_length_are_scored_as_by_sed_scores_eval(tmp
         one = values[None, :, 2:], [path.stem], names[2:]
         for k, point in enumerate(points):
             point += metrics.scores_to_events(*one, (2 * k + 1) / 100, 1, 0.064, {path.stem: values[-1, 1]})
-        filtered += metrics.scores_to_events(*one, 0.5, 9, 0.064, {path.stem: values[-1, 1]})
+        filtered += metrics.scores_to_events(*one, 0.3, 9, 0.064, {path.stem: values[-1, 1]})
     durations = {f"clip.{i}": 600.0 + i for i in range(12)}
     for name, criteria in (("PSDS1", metrics.PSDS1), ("PSDS2", PSDS2)):
         want = metrics.psds(truth, points, durations, ["Cat", "Dog", "Fox"], **criteria)
         assert 0.3 < want < got[f"exact_{name}"] + 1e-12 and got[name] == pytest.approx(want, abs=1e-12)
-    code, out, _ = command(capsys, *flags, "--threshold", "0.5", "--window", "9", "--per-class")
+    code, out, _ = command(capsys, *flags, "--threshold", "0.3", "--window", "9", "--per-class")
     with_filter = json.loads(out)
     assert with_filter["PSDS1"] == got["PSDS1"] and with_filter["event_f1_macro"] != got["event_f1_macro"]
     assert with_filter["event_f1_macro"] == metrics.event_f1(truth, filtered, ["Cat", "Dog", "Fox"]).macro
