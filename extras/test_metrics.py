@@ -170,8 +170,10 @@ def test_psds_does_not_depend_on_the_order_of_files():
             rng.shuffle(names)
         durations = {name: lengths[name] for name in files}
         points, criteria = [found, sorted(found)[:50], []], PSDS2 | {"max_efpr": 9000.0, "alpha_st": 0.0}
-        values.add(metrics.psds(truth, points, durations, ["A", "B", "C"], **criteria))
-    assert len(values) == 1 and 0.1 < values.pop() < 0.9
+        for alpha_ct in (0.0, 0.5):
+            efpr, *_ = metrics.psd_roc(truth, points, durations, ["A", "B", "C"], **criteria | {"alpha_ct": alpha_ct})
+            values.add(tuple(efpr.tolist()))
+    assert len(values) == 2 and all(len(efpr) > 3 for efpr in values)  # one for each alpha_ct
 
 
 def test_exact_psds_equals_psds_with_every_score_as_threshold():
