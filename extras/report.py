@@ -134,7 +134,8 @@ def systems_of(found):
         if label in [system.label for system in systems]:  # the same on other clips
             label += f", {of_system[0].folder}"
         systems.append(System(label, of_system))
-    return systems
+    # first those of which all is known, so that a system has one colour in all pictures
+    return sorted(systems, key=lambda system: not system.finished)
 
 
 def settings_that_differ(configs):
