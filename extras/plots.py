@@ -234,21 +234,25 @@ def plot_history(systems):
     return figure
 
 
-def plot_acoustic_weight(systems):
-    """Scores by acoustic weight at inference. systems: of each run a dict of weight -> part -> score -> number"""
-    names = list(next(iter(next(iter(systems.values()))[0].values()))["public"])
+def plot_acoustic_weight(systems, parts):
+    """Scores by acoustic weight at inference. systems: of each run a dict of weight -> part -> score -> number
+
+    parts: those that are drawn, the first as solid lines, another dashed
+    """
+    names = list(next(iter(next(iter(systems.values()))[0].values()))[parts[0]])
     figure = figure_class()(figsize=(12, 3.2), dpi=120, layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names)), names):
         for k, (label, runs) in enumerate(systems.items()):
             weights = sorted(runs[0])
-            for part, dashes in (("public", "-"), ("validation", "--")):
+            for part, dashes in zip(parts, ("-", "--")):
                 scores = [[run[weight][part][name] for weight in weights] for run in runs]
                 style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=4)
                 draw_mean(panel, weights, np.array(scores, float), label=label if dashes == "-" else None, **style)
         panel.set(xlabel="acoustic weight", xlim=(0.2, 1.05))
         panel.set_title(name, fontsize=10, loc="left")
         panel.grid(alpha=0.3)
-    legend_on_top(figure, panel, title="solid: public clips, dashed: validation clips, whose scores chose thresholds")
+    told = ", ".join(f"{kind}: {part} clips" for kind, part in zip(("solid", "dashed"), parts))
+    legend_on_top(figure, panel, title=told)
     return figure
 
 

@@ -46,7 +46,8 @@ class Run:
     data: str  # which clips, see runs.description
     history: dict  # column of history.tsv -> (epochs,)
     report: dict = None  # metrics.json; None of a run that is still training
-    by_class: np.ndarray = None  # (C, 8) on public clips, in the order of OF_CLASS
+    part: str = None  # that was scored: "public", or "validation" where there is no public evaluation
+    by_class: np.ndarray = None  # (C, 8) of it, in the order of OF_CLASS
     # from `read_clips`:
     paths: dict = None  # filename -> path of its sound
     durations: dict = None  # filename -> seconds, of the clips that were scored
@@ -70,7 +71,8 @@ def read_run(folder):
         run = Run(folder, Config(**config), found["classes"], found["data"], history)
         if finished:
             runs.check_report(found, path, SCORES)
-            of_class = [found["by_class"]["public"][label] for label in run.classes]
+            run.part = "public" if "public" in found["scores"] else "validation"
+            of_class = [found["by_class"][run.part][label] for label in run.classes]
             cells = [[values[name][what] for name, what in OF_CLASS] for values in of_class]
             run.report, run.by_class = found, np.array(cells, float)
             for name, what in TUNED:
@@ -97,11 +99,11 @@ def read_history(path):
 
 def read_clips(run, root):
     """Add what a finished run was scored on, from the data set in the folder `root`, and what it found there"""
-    partitions, _ = features.read_partitions(Path(root))
-    part, run.durations = partitions["public"], score.read_durations(run.folder / "durations.tsv")
+    partitions, _ = features.read_partitions(plumbing.read_layout(Path(root), features.PARTITIONS, [run.part]))
+    part, run.durations = partitions[run.part], score.read_durations(run.folder / "durations.tsv")
     if lost := sorted(run.durations.keys() - {*part.filenames}):
         raise InputError(f"{root}: lacks {len(lost)} clips that {run.folder} was scored on, {lost[0]} among them")
-    run.paths = {name: part.folder / name for name in part.filenames}
+    run.paths = dict(zip(part.filenames, part.paths))
     run.truth = [event for event in part.events if event[0] in run.durations]
     run.found = score.read_estimated(run.folder / "predictions.tsv")[1]
 
@@ -143,6 +145,12 @@ def settings_that_differ(configs):
     return [name for name in names if len({repr(getattr(config, name)) for config in configs}) > 1]
 
 
+def parts_of(systems):
+    """Parts of the data that were scored, in all finished runs: public and validation, or validation alone"""
+    tested = {run.part for system in systems for run in system.finished}
+    return ["validation"] if "validation" in tested else ["public", "validation"]
+
+
 def words(value):
     return (", ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else str(value)
 
@@ -173,7 +181,7 @@ class Section:
 
 def scores_section(systems):
     tables = []
-    for part in ("public", "validation"):
+    for part in parts_of(systems):
         rows = []
         for system in systems:
             for run in system.runs:
@@ -235,7 +243,7 @@ def weights_section(systems):
         tried = [run.report["by_weight"] for run in system.finished]
         drawn[system.label] = [{float(weight): parts for weight, parts in of_run.items()} for of_run in tried]
         for weight in sorted(tried[0], key=float):
-            for part in ("public", "validation"):
+            for part in parts_of(systems):
                 results = [of_run[weight][part] for of_run in tried]
                 rows.append([system.label, f"{float(weight):g}", part, *cells_of(results)])
     text = (
@@ -243,7 +251,7 @@ def weights_section(systems):
         "windows tuned for each. Weight 1 ignores the picture, and is all that sound alone has. Lines and bands as "
         "above."
     )
-    draw = picture(plots.plot_acoustic_weight, drawn, alt="Scores by acoustic weight, two lines for each system")
+    draw = picture(plots.plot_acoustic_weight, drawn, parts_of(systems), alt="Scores by acoustic weight, by system")
     return Section("Acoustic weight", text, [("", ["system", "weight", "clips", *SCORES], rows)], [draw])
 
 
@@ -257,7 +265,7 @@ def classes_section(systems):
         tables.append((system.label, ["class", *columns], rows))
     text = (
         "Precision, recall and F1 of segments and events, and the area under the class's own PSD-ROC; all in percent, "
-        "of public clips, as validation tuned them, means over seeds. Not defined (-, nan) are the precision of a "
+        "of the tested clips, as validation tuned them, means over seeds. Not defined (-, nan) are the precision of a "
         "class that was never found, and all else of one that does not occur."
     )
     draw = picture(plots.plot_by_class, drawn, classes, columns, alt="Heat map: rows are classes, columns scores")

@@ -17,7 +17,6 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -287,4 +286,4 @@ def write_scores(folder, filenames, classes, scores, frame_hop, seconds):
         edges = np.minimum(times[: n_frames + 1], end).tolist()
         rows = zip(edges, edges[1:], of_clip[:n_frames].astype(np.float64).tolist())
         lines = ["\t".join(map(repr, (onset, offset, *values))) for onset, offset, values in rows]
-        plumbing.write_text(folder / f"{Path(name).stem}.tsv", "\n".join([header, *lines]))
+        plumbing.write_text(folder / f"{plumbing.stem(name)}.tsv", "\n".join([header, *lines]))

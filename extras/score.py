@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import sys
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def columns_of(path):
     """The names in a table's first line; none where there is no table, of which the reader of its rows tells"""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return [name.strip() for name in file.readline().split("\t")]
+            return [name.strip() for name in unicodedata.normalize("NFC", file.readline()).split("\t")]
     except (OSError, UnicodeDecodeError):
         return []
 
@@ -266,7 +267,7 @@ def read_frame_scores(folder):
             raise InputError(f"{path}, line 1: has other classes than {paths[0]}; give all clips the same columns")
         check_times(path, values[:, 0], values[:, 1], hop)
         scores[i, : len(values)] = values[:, [names.index(label) for label in classes]]
-        ends[path.stem] = float(values[-1, 1])
+        ends[plumbing.stem(path)] = float(values[-1, 1])
     return FrameScores([*ends], classes, scores, n_frames, hop, ends)
 
 
@@ -290,9 +291,9 @@ def score_frames(reference_path, folder, durations=None, threshold=None, window=
     found, (files, reference) = read_frame_scores(folder), read_reference(reference_path)
     stems = {}
     for name in files:
-        if stems.setdefault(Path(name).stem, name) != name:
-            raise InputError(f"{reference_path}: {stems[Path(name).stem]} and {name} have one stem; rename one")
-    reference = [(Path(name).stem, *event) for name, *event in reference]
+        if stems.setdefault(plumbing.stem(name), name) != name:
+            raise InputError(f"{reference_path}: {stems[plumbing.stem(name)]} and {name} have one stem; rename one")
+    reference = [(plumbing.stem(name), *event) for name, *event in reference]
     labels = set(labels_of(reference))
     without, lacking = [stem for stem in stems if stem not in found.ends], sorted(labels - {*found.classes})
     note(f"clips of {reference_path} without a table in {folder}, as if nothing was found there", without)
@@ -307,7 +308,7 @@ def score_frames(reference_path, folder, durations=None, threshold=None, window=
     seconds = found.ends | dict.fromkeys(without, CLIP_SECONDS)
     total = sum(seconds.values())
     if durations:
-        lengths = {Path(name).stem: length for name, length in read_durations(durations).items()}
+        lengths = {plumbing.stem(name): length for name, length in read_durations(durations).items()}
         if unknown := [stem for stem in files if stem not in lengths]:
             raise InputError(f"{durations}: has no duration of {unknown[0]}; PSDS needs the length of every clip")
         # PSDS takes its hours from the lengths of the clips. But events end where the tables end, be it before or after
@@ -368,29 +369,30 @@ def score_model(model, root, device_name):
 
 def read_public(root, trained, cache):
     """The public list of a data set, which needs no others, with what a trained model hears and sees -> Partition"""
-    table, folder = (root / kind / path for kind, path in zip(("metadata", "audio"), features.PARTITIONS["public"]))
-    listed, events = read_strong(table)
-    if strange := sorted({label for *_, label in events} - {*trained.data.classes}):
-        raise InputError(f"{table}: the model does not know the class {strange[0]!r}; it was taught other classes")
-    found = [name for name in listed if (folder / name).is_file()]
+    layout, classes = plumbing.read_layout(root, features.PARTITIONS, ["public"]), trained.data.classes
+    paths, labels, events = features.read_lists("public", layout["public"])
+    where = layout["public"][0]
+    if strange := sorted({label for *_, label in events} - {*classes}):
+        raise InputError(f"{where[0]}: the model does not know the class {strange[0]!r}; it was taught other classes")
+    found = {name: path for name, path in paths.items() if path.is_file()}
     if not found:
-        raise InputError(f"{folder}: none of the {len(listed)} clips in {table} is there")
-    note(f"clips of {table} are not on disk, left out", sorted({*listed} - {*found}))
-    part = features.Partition("public", folder, len(listed), found, [event for event in events if event[0] in found])
-    held = {(name, label) for name, _, _, label in part.events}
-    part.tags = np.array([[(name, label) in held for label in trained.data.classes] for name in found])
+        raise InputError(f"{where[1]}: none of the {len(paths)} clips in {where[0]} is there")
+    note(f"clips of {where[0]} are not on disk, left out", sorted(paths.keys() - found))
+    events = [event for event in events if event[0] in found]
+    part = features.Partition("public", [*found.values()], len(paths), [*found], events)
+    part.tags = np.array([[label in labels[name] for label in classes] for name in found])
     features.add_log_mel(part, cache, log)
+    features.say_what_lies_behind(part, log)
     for stream, (mean, _) in trained.data.visual_statistics.items():
-        of_stream = root / "visual" / stream
-        stems = features.visual_stems(of_stream) if of_stream.is_dir() else set()
-        with_video = [name for name in found if Path(name).stem in stems]
-        note(f"clips have no {stream} in {of_stream}", sorted({*found} - {*with_video}))
-        example = np.zeros((features.FRAMES, mean.size), np.float16)
-        if with_video:
-            example = features.read_visual(of_stream / f"{Path(with_video[0]).stem}.npy")
+        folder = root / "visual" / stream
+        files = features.visual_files(folder) if folder.is_dir() else {}
+        plumbing.check_stems(part.paths, files, features.recording)
+        seen = [files[plumbing.stem(name)] for name in found if plumbing.stem(name) in files]
+        note(f"clips have no {stream} in {folder}", [name for name in found if plumbing.stem(name) not in files])
+        example = features.read_visual(seen[0]) if seen else np.zeros((features.FRAMES, mean.size), np.float32)
         if example.shape[1] != mean.size:
-            raise InputError(f"{of_stream}: vectors are {example.shape[1]} wide, but the model learnt from {mean.size}")
-        features.add_visual(part, of_stream, stems, example, cache, log)
+            raise InputError(f"{folder}: vectors are {example.shape[1]} wide, but the model learnt from {mean.size}")
+        features.add_visual(part, stream, files, example, cache, log)
     return part
 
 

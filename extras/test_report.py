@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import statistics
 
 import numpy as np
@@ -159,6 +160,19 @@ def test_a_run_that_is_still_training_and_a_lost_data_set_leave_parts_out(folder
         patch.setattr(score, "read_durations", lambda path: {"gone.wav": 10.0})
         assert "lacks 1 clips that" in text_of(capsys, folders / "b")
     assert (folders / "b/durations.tsv").read_text() == lengths
+
+
+def test_a_run_without_public_evaluation_shows_validation(folders, tmp_path, capsys):
+    changed = json.loads((folders / "a0/metrics.json").read_text())
+    for parts in (changed["scores"], *changed["by_weight"].values(), changed["by_class"]):
+        parts.pop("public", None)
+    for name in ("model.pt", "history.tsv", "durations.tsv"):
+        shutil.copy(folders / "a0" / name, tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(changed))
+    text = text_of(capsys, tmp_path)
+    assert "public clips" not in text and row_of(text, "transformer + openl3", "0.25", "validation")
+    f1 = changed["by_class"]["validation"]["B"]["EBF1"]["F1"]
+    assert row_of(text.split("=== Classes")[1], "B")[5] == f"{100 * f1:.1f}"
 
 
 def test_what_is_no_run_gets_one_line(folders, tmp_path, capsys):

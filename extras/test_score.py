@@ -465,13 +465,16 @@ def test_a_trained_model_is_scored_on_other_data_with_the_thresholds_of_its_run(
     (other / "visual/openl3").mkdir(parents=True)
     for message, arguments in {
         "public.tsv: the model does not know the class 'Fox'": (model, other),
-        "absent/metadata/eval/public.tsv: no such file": (model, tmp_path / "absent"),
+        "absent: no such folder": (model, tmp_path / "absent"),
+        "metadata/eval/public.tsv: no such file": (model, tmp_path / "empty"),
         "absent.pt: no such file; name the model.pt": (tmp_path / "absent.pt", root),
         "public: none of the 1 clips": (model, other),
         "vectors are 7 wide, but the model learnt from 6": (model, other),
     }.items():
         if "none of" in message:
             (other / table).write_text(HEAD + "lost.wav\t0\t1\tDog\n")
+        if "no such file" in message:
+            (tmp_path / "empty").mkdir(exist_ok=True)
         if "wide" in message:
             (other / table).write_text(HEAD + "p1.wav\t0.1\t1\tDog\n")
             np.save(other / "visual/openl3/p1.npy", np.zeros((64, 7), np.float16))
