@@ -246,12 +246,13 @@ def plot_acoustic_weight(systems, parts):
             weights = sorted(runs[0])
             for part, dashes in zip(parts, ("-", "--")):
                 scores = [[run[weight][part][name] for weight in weights] for run in runs]
-                style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=4)
+                style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=5)
+                style["fillstyle"] = "full" if dashes == "-" else "none"
                 draw_mean(panel, weights, np.array(scores, float), label=label if dashes == "-" else None, **style)
         panel.set(xlabel="acoustic weight", xlim=(0.2, 1.05))
         panel.set_title(name, fontsize=10, loc="left")
         panel.grid(alpha=0.3)
-    told = ", ".join(f"{kind}: {part} clips" for kind, part in zip(("solid", "dashed"), parts))
+    told = ", ".join(f"{kind}: {part} clips" for kind, part in zip(("full", "dashed and hollow"), parts))
     legend_on_top(figure, panel, title=told)
     return figure
 

@@ -320,9 +320,9 @@ def clips_section(of_runs):
     worst = sorted(first.durations, key=lambda name: -sum(sum(of_run[name]) for of_run in errors.values()))[:WORST]
     rows = [[name, *("{} missed, {} false".format(*of_run[name]) for of_run in errors.values())] for name in worst]
     text = (
-        "Missed events and false alarms as EBF1 counts them: an event is found if an onset lies within 0.2 s of its "
-        "own, and the offset within 0.2 s or 20 % of its length. Black is the truth; below it is what each system "
-        "found, by its first run. An empty bar is a false alarm: no true event fits it."
+        "Missed events and false alarms as EBF1 counts them: the onset may be off by 0.2 s, the offset by 0.2 s or by "
+        "20 % of the event's length. Black is the truth; below it is what each system found, by its first run. An "
+        "empty bar is a false alarm: no true event fits it."
     )
     pieces = [lambda row=row: clip_piece(of_runs, *row) for row in rows]
     return Section("Clips with most errors", text, [("", ["clip", *of_runs], rows)], pieces)
