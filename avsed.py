@@ -11,8 +11,9 @@ assistance", EURASIP J. Audio, Speech, Music Proc., 2022. Cited below as "Boes 2
 
 Networks only: no files are read and nothing is trained here. The file runs when copied alone (torch).
 
-Shapes: B clips, T = 64 frames, D width of a visual vector, C classes, E encoders (the first one hears, the others see),
-Q queries, M memory vectors. Marks: `# Boes 2022, Sec. ...` what the paper says; `# ours: ...` where it leaves a choice.
+Shapes: B clips, T = 64 output frames of 0.1565 s (each of 8 log-mel frames), D width of a visual vector, C classes, E
+encoders (the first one hears, the others see), Q queries, M memory vectors.
+Marks: `# Boes 2022, Sec. ...` what the paper says; `# ours: ...` where it leaves a choice.
 """
 
 import torch
@@ -61,9 +62,9 @@ def softmax(scores):
 
 
 def relative_rows():
-    """Row of the table of relative positions for each pair (query, key) of 64 frames and the token: (65, 65) int64.
+    """Row of the table of relative positions for each pair (query, key) of 64 vectors and the token: (65, 65) int64.
 
-    A pair of frames has the row of its distance in time. Acoustic and visual frames share one grid to within 16 ms.
+    A pair of vectors has the row of its distance in time. Acoustic and visual vectors share one grid to within 16 ms.
     """
     index = torch.arange(FRAMES + 1)
     query, key = index[:, None], index[None, :]
@@ -106,6 +107,8 @@ class Attention(nn.Module):
         else:  # (q + u) k + (q + w) r, with r by the distance of query and key
             content = (q + self.content_bias) @ k.transpose(-1, -2)  # (B, 3, Q, M)
             by_row = (q + self.position_bias) @ self.distances.transpose(-1, -2)  # (B, 3, Q, 128 rows)
+            n = max(q.shape[2], k.shape[2])
+            assert n <= len(self.rows), f"relative positions are of 64 frames and the token, not of {n} vectors"
             rows = self.rows[: q.shape[2], : k.shape[2]].expand(*q.shape[:3], -1)  # (B, 3, Q, M)
             scores = content + by_row.gather(-1, rows)
         return self.normalise(scores / KEY**0.5)
@@ -148,8 +151,8 @@ class ConvModule(nn.Module):
 class CrossAttention(nn.Module):
     """Decoder cross-attention with one copy per encoder, interpolated clip by clip (Boes 2022, Sec. 2.2, Fig. 4).
 
-    This is the paper's idea. Every decoder block looks at every encoder through a copy of its own, and the copies'
-    outputs are summed with weights that add up to one for each clip:
+    This is the paper's idea. Every decoder block asks each encoder separately, through a copy of its own, and takes a
+    weighted average of the answers. The weights add up to one for each clip:
 
         sum_e weights[:, e] * copy_e(norm(x), memory_e)
 
@@ -158,7 +161,8 @@ class CrossAttention(nn.Module):
     Memories must be finite even where their weight is zero, since 0 * NaN is NaN (`MultiEncoder.encode` sees to it).
 
     To use such masked cross-attention elsewhere, copy this class, Attention, softmax, interpolation_weights and the
-    constants WIDTH, HEADS, KEY, DROPOUT; for relative positions also relative_rows, FRAMES, TOKEN_ROW.
+    constants WIDTH, HEADS, KEY, DROPOUT; for relative positions also relative_rows, FRAMES, TOKEN_ROW. These are of 64
+    frames and the token, so queries and memories have at most 65 rows; without them, any number.
     """
 
     def __init__(self, n_encoders, relative=False):
@@ -169,6 +173,7 @@ class CrossAttention(nn.Module):
     def forward(self, x, memories, weights):
         """x (B, Q, 128), memories: E times (B, 64, 128), weights (B, E) -> (B, Q, 128)"""
         y = self.norm(x)
+        weights = weights.to(y.dtype)  # so that .half() is half everywhere
         return sum(weights[:, e, None, None] * copy(y, memories[e]) for e, copy in enumerate(self.copies))
 
     def attention_weights(self, x, memories):
@@ -307,6 +312,8 @@ class MultiEncoder(nn.Module):
         for v, (name, project, encoder) in enumerate(zip(self.streams, self.visual_inputs, self.visual_encoders)):
             # Only clips that have the stream enter its encoder, the memory of the others is zeros: nothing stored for
             # them, be it NaN, reaches an output, a gradient or a batch norm. Zero weights would not do: 0 * NaN is NaN.
+            sizes = len(log_mel), len(visual[name]), len(present[name])
+            assert len(set(sizes)) == 1, f"log-mel, visual and present of {name} have {sizes} clips"
             clips = present[name].nonzero()[:, 0].to(heard.device)
             memory = torch.zeros_like(heard)
             if len(clips):  # a batch norm takes no empty batch

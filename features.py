@@ -19,8 +19,8 @@ Where a table DIR/partitions.tsv stands, the lists and their audio are where it 
 
 A clip shorter than 10 s is heard as if silence followed (`fit_clip`), also in prediction. The statistics leave that
 silence out (`training_statistics`). Its last visual vector is repeated, by whoever writes the file; the statistics
-count the repetitions. Targets and true events are taken as the table has them: frames after the end count as frames
-without events, unless an event of the table reaches there. Predicted events end with the clip (`Partition.durations`,
+count the repetitions. Targets and true events are taken as the table has them: output frames after the end hold no
+events, unless an event of the table reaches there. Predicted events end with the clip (`Partition.durations`,
 `metrics.scores_to_events`). PSDS counts the hours of real sound; F1 does not know where a clip ends.
 
 Shapes: N clips, 512 log-mel frames of 64 mel bins, T = 64 output and visual frames, D width of a visual vector,
@@ -79,9 +79,9 @@ def resample(waveform, rate):
     return resample_poly(waveform, SAMPLE_RATE // divisor, rate // divisor)
 
 
-def scale_peak(waveform):
-    """Its peak at 1 (Boes 2022, Sec. 3.1.2); silence stays silence"""
-    peak = np.abs(waveform).max()
+def scale_peak(waveform, peak=None):
+    """Its peak at 1, or that of the file it is from (Boes 2022, Sec. 3.1.2); silence stays silence"""
+    peak = np.abs(waveform).max() if peak is None else peak
     return (waveform / peak if peak > 0 else waveform).astype(np.float32)
 
 
@@ -105,7 +105,7 @@ def mel_filterbank(window=WINDOW):
 def log_mel(audio, window=WINDOW, hop=HOP):
     """Waveforms (..., 160000) at 16 kHz, array or tensor -> log-mel (..., 512, 64) float32 tensor, time first.
 
-    window, hop: samples; other ones, as in extras/fayek2020.py, give another number of frames
+    window, hop: samples; other ones, as in extras/fayek2020.py, give another number of log-mel frames
     To use it elsewhere, copy this section and the constants above it; they need torch, numpy and, for sound of another
     rate, scipy. Waveforms go through resample, scale_peak and fit_clip before, as `load_audio` shows.
     """
@@ -122,35 +122,34 @@ def log_mel(audio, window=WINDOW, hop=HOP):
 # --- sound files -----------------------------------------------------------------------------------------------------
 
 
-def sound_blocks(path):
+def sound_blocks(path, strict=True):
     """Sound file -> yields its rate in Hz and a block of it, (up to 160000,) float32, channels averaged.
 
-    By blocks, because extras/predict.py reads recordings of many hours.
-    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises.
+    Raises InputError for a file that cannot be decoded, or that holds less sound than its header promises; not strict:
+    for the second, warns.
     """
-    n_read = 0
     with plumbing.open_sound(path) as file:
-        while len(block := file.read(CLIP_SAMPLES, dtype="float32", always_2d=True)):
-            n_read += len(block)
+        for block in plumbing.read_sound(path, file, CLIP_SAMPLES, strict):
             yield file.samplerate, block.mean(1)
-        if plumbing.is_cut(file, n_read):
-            raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
 
 
 def read_mono(path):
-    """Sound file -> (samples,) at 16 kHz: channels averaged, resampled (Boes 2022, Sec. 3.1.2), not scaled"""
-    blocks, remedy = list(sound_blocks(path)), "mend the file, or delete it: missing clips are fine"
-    if not blocks:
-        raise InputError(f"{path}: holds no audio; {remedy}")
-    mono = np.concatenate([block for _, block in blocks])
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path}: holds samples that are not finite; {remedy}")
-    return resample(mono, rate=blocks[0][0])
+    """Sound file -> its first 10 s at 16 kHz, (samples,): channels averaged, resampled (Boes 2022, Sec. 3.1.2), not
+    scaled; peak and length in samples of the whole file, of which no more is kept"""
+    clip, peak, n_samples = np.zeros(0, np.float32), 0.0, 0
+    for block in plumbing.resampled(sound_blocks(path), resample, SAMPLE_RATE):
+        clip = np.concatenate([clip, block[: CLIP_SAMPLES - len(clip)]])
+        peak, n_samples = np.maximum(peak, np.abs(block).max()), n_samples + len(block)
+    if not n_samples or not np.isfinite(peak):
+        what = "samples that are not finite" if n_samples else "no audio"
+        raise InputError(f"{path}: holds {what}; mend the file, or delete it: missing clips are fine")
+    return clip, peak, n_samples
 
 
 def load_audio(path):
     """Sound file -> (160000,) float32: 10 s at 16 kHz, mono, the file's peak at 1 (a silent clip stays zero)"""
-    return fit_clip(scale_peak(read_mono(path)))
+    clip, peak, _ = read_mono(path)
+    return fit_clip(scale_peak(clip, peak))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -394,8 +393,8 @@ def add_log_mel(part, cache, log):
     key = plumbing.fingerprint(part.paths, RECIPE, SAMPLE_RATE, CLIP_SECONDS, WINDOW, HOP, MELS, MEL_FLOOR)
 
     def read(path):
-        waveform = read_mono(path)
-        return log_mel(fit_clip(scale_peak(waveform))).numpy(), len(waveform) / SAMPLE_RATE
+        clip, peak, n_samples = read_mono(path)
+        return log_mel(fit_clip(scale_peak(clip, peak))).numpy(), n_samples / SAMPLE_RATE
 
     columns = {"log_mel": ((MEL_FRAMES, MELS), np.float32), "durations": ((), np.float64)}
     label = f"log-mel of {part.name}"
@@ -420,25 +419,24 @@ def add_visual(part, stream, files, example, cache, log):
     """Fill in part.visual and part.present of one stream -> key of what is cached. speed: as for log-mel"""
     paths = [files.get(plumbing.stem(f)) for f in part.filenames]
     found = [path for path in paths if path]
-    key = plumbing.fingerprint(found, stream, part.filenames, (len(part), *example.shape), example.dtype.name)
+    key = plumbing.fingerprint(found, stream, part.filenames, example.shape, example.dtype.name, plumbing.LARGEST)
     if not found:  # speed: zeros take no memory until they are written to, and no disk
         part.visual[stream] = np.zeros((len(part), *example.shape), example.dtype)
         part.present[stream] = np.zeros(len(part), bool)
         return key
 
     def read(path):
-        """-> vectors, whether they can be used. ours: where vectors are not finite, there is no video"""
+        """-> vectors, whether they can be used. ours: where vectors are not finite, or far out, there is no video"""
         if path is None:
             return np.zeros_like(example), False
         vectors = read_visual(path, example)
-        return vectors, np.isfinite(vectors).all()
+        return vectors, plumbing.usable(vectors)
 
     columns = {"visual": (example.shape, example.dtype), "present": ((), bool)}
     label = f"{stream} of {part.name}"
     arrays = plumbing.cached_table(cache, f"{part.name}-visual-{stream}", key, read, paths, columns, log, label)
     part.visual[stream], part.present[stream] = arrays["visual"], arrays["present"]
-    if n_bad := len(found) - np.sum(part.present[stream]):
-        log(f"       {part.name:10} {n_bad:5d} {stream} files are not finite: counted as missing")
+    plumbing.name_unusable(part.name, stream, paths, part.present[stream], log)
     return key
 
 
@@ -479,7 +477,8 @@ def read_visual(path, example=None):
 def training_statistics(partitions, visual, cache, key):
     """Over the training clips -> (mean, std) of the mel bins, dict of stream -> (mean, std) of its dimensions.
 
-    train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2).
+    train.standardise applies them, in training and in scoring alike (Boes 2022, Sec. 3.1.2). Why of the training clips
+    alone: test clips stand for sounds that nobody knows yet, so nothing measured on them may enter the system.
     """
     training = [partitions[name] for name in TRAINING]
     widths = {"log-mel": MELS} | {f"visual-{stream}": training[0].visual[stream].shape[2] for stream in visual}

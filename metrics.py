@@ -8,7 +8,7 @@ First come the definitions, one loop for each "for every" of the papers: read th
 ends. After it comes the same once more, fast: the public functions first, then their tools. The tests compare the two.
 
 Words: an event is a tuple (filename, onset, offset, event_label), times in seconds. Scores are arrays
-(N clips, T frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
+(N clips, T output frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
 Times are compared in float64, without rounding or tolerance; limits are inclusive (<=, >=).
 """
 
@@ -21,17 +21,20 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import median_filter as running_median
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_flow
 
-# Boes 2022, Table 4; the cross-trigger tolerance of PSDS1 ("N/A") has no effect because alpha_ct is 0
+# Boes 2022, Table 4; the cross-trigger tolerance of PSDS1 ("N/A") has no effect because alpha_ct is 0. PSDS1 favours
+# exact times (0.7: a detection is 70 % event, an event 70 % found); PSDS2 forgives times (0.1), but not the event of
+# another class (alpha_ct 0.5). In both, alpha_st 1 takes off the deviation over the classes: all must be found alike.
 PSDS1 = dict(dtc_threshold=0.7, gtc_threshold=0.7, cttc_threshold=0.3, alpha_ct=0.0, alpha_st=1.0, max_efpr=100.0)
 PSDS2 = dict(dtc_threshold=0.1, gtc_threshold=0.1, cttc_threshold=0.3, alpha_ct=0.5, alpha_st=1.0, max_efpr=100.0)
 THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.03 ... 0.99
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
-TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 frames
+TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 output frames
 CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
-MANY_PAIRS = 30_000_000  # of events that begin together, some 100 bytes each: more are refused
-SLACK = 1e-3  # s: more than rounding takes away, see _on_one_axis
+MANY_PAIRS = 30_000_000  # of events that fit each other, some 100 bytes each: more are refused
+AT_A_TIME = 3_000_000  # pairs of events that are looked at together, some 100 bytes each
+SLACK = 1e-3  # s, or a share: more than rounding takes away
 
 
 # --- the definitions --------------------------------------------------------------------------------------------------
@@ -190,7 +193,8 @@ def psds_by_definition(
                     others = [r for r in truth if r[3] == k]
                     hours_of_k = sum(r[2] - r[1] for r in others) / 3600
                     ctr += sum(covered(d, others, cttc_threshold) for d in failing) / hours_of_k
-            # ours: the mean over the other classes, as psds_eval 0.5; over all ("C") in its versions up to 0.4
+            # ours: the mean over the other classes, as psds_eval 0.5, which has no score for a single class; over all
+            # ("C") in its versions up to 0.4
             ctr /= max(len(classes) - 1, 1) if ct_divisor == "C-1" else len(classes)
             curves[c].append((fpr + alpha_ct * ctr, tpr))
 
@@ -436,13 +440,10 @@ def psd_roc_from_scores(
 def exact_psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window=1, **criteria):
     """psds_from_scores with every threshold that makes a difference: each class has all its scores as thresholds.
 
-    As sed_scores_eval, also where a share is just large enough: what float64 makes of 0.7 may be less than 0.7.
-    ours: a number of its own, never to be compared with the PSDS of 50 thresholds. It takes two to four times as long
-    as that, and at most twice the memory.
+    As sed_scores_eval, which rounds to 6 decimals, so that ties may differ. ours: a number of its own, never to be
+    compared with the PSDS of 50 thresholds. It takes two to four times as long as that, and at most twice the memory.
     """
-    shares = {name: criteria[name] - 1e-9 for name in ("dtc_threshold", "gtc_threshold", "cttc_threshold")}
-    data = scores, filenames, ground_truth, durations, classes, frame_hop, window, None
-    return psds_from_scores(*data, **criteria | shares)
+    return psds_from_scores(scores, filenames, ground_truth, durations, classes, frame_hop, window, None, **criteria)
 
 
 def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric):
@@ -525,8 +526,8 @@ def _tables(columns, files, classes, point=None):
     point = np.zeros(len(file), dtype=np.int64) if point is None else point
     group = (cls * (point.max(initial=0) + 1) + point) * len(files) + file
     order = np.argsort(group, kind="stable")
-    if ((np.diff(group[order]) == 0) & (np.diff(onset[order]) < 0)).any():  # speed: most tables are in order already
-        order = np.lexsort((onset, group))
+    if ((np.diff(group[order]) == 0) & (np.diff(onset[order]) <= 0)).any():  # speed: most tables are in order already
+        order = np.lexsort((offset, onset, group))
     table = _Table(file, onset, offset, point, point + 1).take(order)
     bounds = np.searchsorted(cls[order], np.arange(len(classes) + 1))
     return [table.take(slice(*pair)) for pair in zip(bounds, bounds[1:])]
@@ -576,31 +577,57 @@ def _count_at_points(first, stop, K, weights=None):
     return np.cumsum(np.bincount(first, weights, K + 1) - np.bincount(stop, weights, K + 1))[:K]
 
 
-def _sum_at_points(first, stop, K, values, largest):
-    """The sum of the values of the events that exist at each of K operating points -> (K,)
+class _ExactSum:
+    """The sum of the values of the events that exist at each of K operating points, added to from time to time
 
     A sum of floats depends on the order of its terms, and of whole numbers it does not. So each value is counted in
     coarse units and the rest of it in fine ones: 2 ** -26 and 2 ** -52 of the `largest` value that may occur.
     """
-    coarse = 2.0 ** (math.frexp(largest)[1] - 26)
-    fine = coarse * 2.0**-26
-    n_coarse = np.rint(values / coarse)
-    n_fine = np.rint((values - n_coarse * coarse) / fine)
-    return _count_at_points(first, stop, K, n_coarse) * coarse + _count_at_points(first, stop, K, n_fine) * fine
+
+    def __init__(self, K, largest):
+        coarse = 2.0 ** (math.frexp(largest)[1] - 26)
+        self.coarse, self.fine, self.K, self.counts = coarse, coarse * 2.0**-26, K, np.zeros((2, K))
+
+    def add(self, first, stop, values):
+        n_coarse = np.rint(values / self.coarse)
+        n_fine = np.rint((values - n_coarse * self.coarse) / self.fine)
+        self.counts += [_count_at_points(first, stop, self.K, n) for n in (n_coarse, n_fine)]
+
+    def total(self):
+        return self.counts[0] * self.coarse + self.counts[1] * self.fine
 
 
-def _on_one_axis(place, time, longest):
-    """Positions of (place, time) on one axis, where each place (a file, say) has a stretch of `longest` seconds:
+def _distinct(table):
+    """A table without the rows that equal the one before them -> table, how many rows each of its rows stands for"""
+    repeats = np.flatnonzero(table.onset[1:] == table.onset[:-1]) + 1
+    for column in table:
+        repeats = repeats[column[repeats] == column[repeats - 1]]
+    if not len(repeats):  # speed: mostly
+        return table, np.ones(len(table.file), dtype=np.int64)
+    rows = np.delete(np.arange(len(table.file)), repeats)
+    return table.take(rows), np.diff(rows, append=len(table.file))
 
-        place          0             1             2
-                 |-------------|-------------|-------------|
-        time     0   3         0   3         0   3                      longest = 10
-        position 0   3         10  13        20  23
 
-    So one sorted array serves to look up neighbours in all places at once. Positions are rounded, and cut before the
-    end of the stretch: neighbours are looked up to SLACK seconds, then compared by their places and exact times.
+def _near(rows, intervals):
+    """Yield pairs (interval, row) that may meet, in the order of intervals, about AT_A_TIME of them together.
+
+    Both are columns: file, begin, end; rows in the order of files and begins. An interval gets the rows from the first
+    one that ends behind its begin, or follows one that does, to the last that begins before its end.
     """
-    return place * longest + np.minimum(time, longest - 0.5)
+    has_rows = np.zeros(max(rows[0].max(initial=0), intervals[0].max(initial=0)) + 1, dtype=bool)
+    has_rows[rows[0]] = True
+    i = np.flatnonzero(has_rows[intervals[0]])  # speed: few files have events of a class
+    file, begin, end = (column[i] for column in intervals)
+    # numpy orders complex numbers as it does pairs, here of a file and a time
+    low = np.searchsorted(np.maximum.accumulate(rows[0] + 1j * rows[2]), file + 1j * begin, side="right")
+    high = np.searchsorted(rows[0] + 1j * rows[1], file + 1j * end)
+    some = low < high
+    i, low, high = i[some], low[some], high[some]
+    n_pairs = np.cumsum(high - low)
+    cuts = np.searchsorted(n_pairs, np.arange(0, n_pairs.max(initial=0) + 1, AT_A_TIME))
+    for a, b in zip(cuts, [*cuts[1:], len(i)]):
+        pair, row = _ranges(low[a:b], high[a:b])
+        yield i[a:b][pair], row
 
 
 # --- all events of a series of frames ---------------------------------------------------------------------------------
@@ -662,10 +689,10 @@ def _nearest_to_the_left(height, looks_past):
     All at once: a run that looks past another looks where that one looks, and so on, until none has to.
     """
     nearest = np.arange(len(height)) - 1
-    todo = np.flatnonzero(height)
+    todo = np.flatnonzero((height[1:] > 0) & looks_past(height[:-1], height[1:])) + 1
     while len(todo):
-        todo = todo[looks_past(height[nearest[todo]], height[todo])]
         nearest[todo] = nearest[nearest[todo]]
+        todo = todo[looks_past(height[nearest[todo]], height[todo])]
     return nearest
 
 
@@ -674,31 +701,38 @@ def _nearest_to_the_left(height, looks_past):
 
 def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     """One class at K operating points -> true positives (K,), estimated events (K,), reference events"""
-    longest, near = ref.onset.max(initial=0) + t_collar + 1, t_collar + SLACK
-    onset, wanted = _on_one_axis(ref.file, ref.onset, longest), _on_one_axis(est.file, est.onset, longest)
-    low, high = np.searchsorted(onset, wanted - near), np.searchsorted(onset, wanted + near)
-    if (high - low).sum() > MANY_PAIRS:
-        raise MemoryError(f"{len(onset)} and {len(wanted)} events of one class crowd a few moments; are rows repeated?")
-    e, r = _ranges(low, high)
-    collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))[r]
-    fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar)
-    fits &= ref.file[r] == est.file[e]
-    e, r = e[fits], r[fits]
+    n_est, n_ref = _count_at_points(est.first, est.stop, K), len(ref.file)
+    (ref, ref_copies), (est, est_copies) = _distinct(ref), _distinct(est)
+    collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))
+    near, pairs, n_pairs = t_collar + SLACK, [], 0
+    for e, r in _near((ref.file, ref.onset, ref.onset), (est.file, est.onset - near, est.onset + near)):
+        fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar[r])
+        pairs.append((e[fits], r[fits]))
+        n_pairs += (est.stop - est.first)[e[fits]].sum()
+        if n_pairs > MANY_PAIRS:
+            raise MemoryError(f"{len(ref.file)} and {len(est.file)} different events of one class crowd a few moments")
+    e, r = np.concatenate(pairs, axis=1)
     # each pair at each operating point, all of them matched in one go: event r at point k is the number r * K + k
     pair, k = _ranges(est.first[e], est.stop[e])
-    matched = _matched(r[pair] * K + k, e[pair] * K + k)
-    return np.bincount(matched % K, minlength=K), _count_at_points(est.first, est.stop, K), len(ref.file)
+    e, r = e[pair], r[pair]
+    matched, times = _matched(r * K + k, e * K + k, ref_copies[r], est_copies[e])
+    return np.bincount(matched % K, times, K).astype(np.int64), n_est, n_ref
 
 
-def _matched(a, b):
-    """The members of a that a maximum matching of the pairs (a[i], b[i]) uses"""
-    alone = (np.bincount(a)[a] == 1) & (np.bincount(b)[b] == 1)
-    if alone.all():  # speed: nearly all pairs have no rival
-        return a
-    rows, i = np.unique(a[~alone], return_inverse=True)
-    columns, j = np.unique(b[~alone], return_inverse=True)
-    graph = csr_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(rows), len(columns)))
-    return np.append(a[alone], rows[maximum_bipartite_matching(graph, perm_type="column") >= 0])
+def _matched(a, b, a_copies, b_copies):
+    """A maximum matching of the pairs (a[i], b[i]) -> the members of a, how many copies of each it uses"""
+    times = np.minimum(a_copies, b_copies)
+    rivals = np.flatnonzero((np.bincount(a)[a] > 1) | (np.bincount(b)[b] > 1))
+    if not len(rivals):  # speed: nearly all pairs have no rival
+        return a, times
+    # a maximum flow from a source, node n, to the members of a, on to those of b, to a sink, node n + 1
+    node, index = np.unique(np.append(a[rivals], -1 - b[rivals]), return_inverse=True)
+    n, (i, j), copies = len(node), np.split(index, 2), np.zeros(len(node), dtype=np.int32)
+    copies[i], copies[j] = a_copies[rivals], b_copies[rivals]
+    start, end = np.concatenate([[np.full(n, n), np.arange(n)], [i, j], [np.arange(n), np.full(n, n + 1)]], axis=1)
+    room = np.concatenate([copies * (node >= 0), times[rivals].astype(np.int32), copies * (node < 0)])
+    flow = maximum_flow(csr_array((room, (start, end)), shape=(n + 2, n + 2)), n, n + 1).flow[[n]].toarray()[0, :n]
+    return np.append(np.delete(a, rivals), node), np.append(np.delete(times, rivals), flow)
 
 
 def _segment_counts(ref, est, K, time_resolution, n_segments):
@@ -724,6 +758,8 @@ def _segment_counts(ref, est, K, time_resolution, n_segments):
     begin = np.floor(np.append(ref.onset, est.onset) / time_resolution)
     end = np.ceil(np.append(ref.offset, est.offset) / time_resolution)
     n = int(end.max(initial=0)) + 1  # segment s of a file is the number file * n + s
+    if n * len(n_segments) >= 2**63:
+        raise ValueError(f"{n} segments in {len(n_segments)} files are more than int64 can number: take longer ones")
     begin = file * n + np.minimum(begin, n_segments[file]).astype(np.int64)
     end = file * n + np.minimum(end, n_segments[file]).astype(np.int64)
     edge, index = np.unique(np.append(begin, end), return_inverse=True)
@@ -753,12 +789,12 @@ class _Criteria(NamedTuple):
 
 
 class _Truth:
-    """Ground truth events of all classes, without overlaps, in the order of their places: file * C + class.
+    """Ground truth events, those of a class without overlaps.
 
     files: name -> index; durations: of the files; all_seconds: their sum
-    place, onset, offset: of each event; onset_on_axis, offset_on_axis: positions as of `_on_one_axis`
     n_events, seconds: of each class
-    occupied: whether a place has an event; places: those that have
+    of_class: for each class its events as of `_distinct`; all: those of all classes, by place instead of file
+    places: the pairs of a file and a class that have events, in two columns
     """
 
     def __init__(self, ground_truth, durations, classes, names):
@@ -772,35 +808,17 @@ class _Truth:
         if not self.all_seconds > 0:
             raise ValueError("durations: needs the seconds of every clip, to count false positives per hour")
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
-        cls = np.repeat(np.arange(C), [len(table.file) for table in tables])
-        onset = np.concatenate([np.zeros(0), *(table.onset for table in tables)])
-        offset = np.concatenate([np.zeros(0), *(table.offset for table in tables)])
-        place = np.concatenate([np.zeros(0, np.int64), *(table.file * C + c for c, table in enumerate(tables))])
-        order = np.lexsort((onset, place))
-        self.place, self.onset, self.offset = place[order], onset[order], offset[order]
-        self.longest = offset.max(initial=0) + 1
-        self.onset_on_axis = _on_one_axis(self.place, self.onset, self.longest)
-        self.offset_on_axis = _on_one_axis(self.place, self.offset, self.longest)
-        self.n_events = np.bincount(cls, minlength=C)
+        self.n_events = np.array([len(table.file) for table in tables])
         self.seconds = np.array([math.fsum(table.offset - table.onset) for table in tables])
-        self.occupied = np.zeros(len(self.files) * C, dtype=bool)
-        self.occupied[place] = True
-        self.places = np.flatnonzero(self.occupied)
-
-    def intersections(self, place, onset, offset):
-        """All pairs of an interval and an event of its place that share time -> (interval, event, seconds shared).
-
-        Events of a place follow one another, so those that an interval meets are one range: from the first that ends
-        after its onset to the last that begins before its offset.
-        """
-        i = np.flatnonzero(self.occupied[place])
-        low = np.searchsorted(self.offset_on_axis, _on_one_axis(place[i], onset[i], self.longest) - SLACK)
-        high = np.searchsorted(self.onset_on_axis, _on_one_axis(place[i], offset[i], self.longest) + SLACK)
-        pair, r = _ranges(low, high)
-        i = i[pair]
-        shared = np.minimum(offset[i], self.offset[r]) - np.maximum(onset[i], self.onset[r])
-        real = (shared > 0) & (place[i] == self.place[r])
-        return i[real], r[real], shared[real]
+        self.of_class = [_distinct(table.take(np.lexsort((table.onset, table.file)))) for table in tables]
+        if tables:
+            rows, copies = zip(*self.of_class)
+            cls, copies = np.repeat(np.arange(C), list(map(len, copies))), np.concatenate(copies)
+            rows = _Table(*map(np.concatenate, zip(*rows)))
+            places, place = np.unique(rows.file * C + cls, return_inverse=True)
+            self.places = np.divmod(places, C)
+            order = np.argsort(place, kind="stable")  # rows of a class are in the order of files and onsets already
+            self.all = rows._replace(file=place).take(order), copies[order]
 
 
 def _disjoint_tables(columns, files, classes, what, point=None):
@@ -835,16 +853,18 @@ def _curve(det, c, K, truth, criteria):
         raise ValueError(f"ct_divisor {criteria.ct_divisor!r}: needs 'C-1' or 'C'")
     if truth.n_events[c] == 0:
         return None
-    C, length = len(truth.n_events), det.offset - det.onset
+    (ref, copies), length = truth.of_class[c], det.offset - det.onset
 
     # DTC: d passes if the ground truth of its class covers enough of it, sum of |d n r| / |d| >= dtc_threshold
-    d, r, shared = truth.intersections(det.file * C + c, det.onset, det.offset)
-    passes = _reaches(np.bincount(d, shared / length[d], len(length)), criteria.dtc_threshold)
+    d, r = np.concatenate([*_near(ref[:3], det[:3])], axis=1)
+    shared = _shared(det, d, ref, r)
+    passes = _reach(d, shared / length[d], copies[r], len(length), criteria.dtc_threshold)
 
     # GTC: r is a true positive where detections that pass the DTC cover enough of it, sum of |d n r| / |r|
     d, r, shared = d[passes[d]], r[passes[d]], shared[passes[d]]
-    share = shared / (truth.offset - truth.onset)[r]
-    n_tp = _count_at_points(*_where_covered(r, share, det.first[d], det.stop[d], K, criteria.gtc_threshold), K)
+    share = shared / (ref.offset - ref.onset)[r]
+    r, first, stop = _where_covered(r, share, det.first[d], det.stop[d], K, criteria.gtc_threshold)
+    n_tp = _count_at_points(first, stop, K, copies[r])
 
     # FP: d fails the DTC and lies, at least partly, within its clip
     false = ~passes & (det.onset < truth.durations[det.file])
@@ -854,12 +874,13 @@ def _curve(det, c, K, truth, criteria):
         # speed: not asked of those that exist only at points whose fpr is too high already
         in_use = np.append(0, np.cumsum(fpr <= criteria.max_efpr))
         failing = det.take(np.flatnonzero(~passes & (in_use[det.first] < in_use[det.stop])))
-        d, k = _cross_triggers(failing, c, truth, criteria.cttc_threshold)
-        rates = 3600 / truth.seconds[truth.n_events > 0]  # per hour of ground truth of each class
-        ctr = _sum_at_points(failing.first[d], failing.stop[d], K, 3600 / truth.seconds[k], rates.max())
+        rates = 3600 / np.where(truth.n_events > 0, truth.seconds, math.inf)  # per hour of ground truth of each class
+        ctr = _ExactSum(K, rates.max())
+        for d, k in _cross_triggers(failing, c, truth, criteria.cttc_threshold):
+            ctr.add(failing.first[d], failing.stop[d], rates[k])
         n_classes = np.count_nonzero(truth.n_events)
         divisor = max(n_classes - 1, 1) if criteria.ct_divisor == "C-1" else n_classes
-        efpr = fpr + criteria.alpha_ct * ctr / divisor
+        efpr = fpr + criteria.alpha_ct * ctr.total() / divisor
 
     # in the order of eFPR, those with more true positives than all before
     order = np.lexsort((-n_tp, efpr))
@@ -869,8 +890,20 @@ def _curve(det, c, K, truth, criteria):
     return efpr[rises], n_tp[rises] / truth.n_events[c]
 
 
-def _reaches(share, threshold):
-    return (share > 0) & (share >= threshold)
+def _shared(det, d, ref, r):
+    """Seconds that detections d and events r share"""
+    return np.minimum(det.offset[d], ref.offset[r]) - np.maximum(det.onset[d], ref.onset[r])
+
+
+def _reach(group, share, copies, n, threshold):
+    """Of n groups of shares: do they, each as often as it has copies, sum up to the threshold? -> (n,) bool"""
+    total = np.bincount(group, share * copies, n)
+    # where rounding may decide, copies are added up one by one, from left to right as in the definition
+    close = np.abs(total - threshold) < SLACK
+    pair = np.flatnonzero(close[group])
+    pair = np.repeat(pair, copies[pair])
+    total[close] = np.bincount(group[pair], share[pair], n)[close]
+    return (total > 0) & (total >= threshold)
 
 
 def _where_covered(r, share, first, stop, K, threshold):
@@ -885,26 +918,30 @@ def _where_covered(r, share, first, stop, K, threshold):
         edges                   0    1         3    4
         sum until the next      0.4  0.9       0.5  0
 
-    Returns the ranges of points whose sum reaches the threshold: if it is 0.5, those from 1 until 3, from 3 until 4.
+    Returns events and ranges of points where the sum reaches the threshold: if it is 0.5, from 1 until 3, 3 until 4.
     """
     begin, end = r * (K + 1) + first, r * (K + 1) + stop  # all events on one axis: point k of r is r * (K + 1) + k
-    edge = np.sort(np.append(begin, end))  # speed: not np.unique; what lies between two equal edges is empty
-    pair, e = _ranges(np.searchsorted(edge, begin), np.searchsorted(edge, end))  # a pair counts from begin to end
-    covered = np.flatnonzero(_reaches(np.bincount(e, share[pair], len(edge)), threshold))
-    return edge[covered] % (K + 1), edge[covered + 1] % (K + 1)
+    edge = np.sort(np.append(begin, end))
+    edge = edge[np.diff(edge, prepend=-1) > 0]  # speed: faster than np.unique
+    low, high = np.searchsorted(edge, begin), np.searchsorted(edge, end)  # a pair counts from begin to end
+    total = np.cumsum(np.bincount(low, share, len(edge)) - np.bincount(high, share, len(edge)))
+    # where rounding may decide, shares are added up anew, from left to right as in the definition
+    close = np.flatnonzero(np.abs(total - max(threshold, 0)) < SLACK)
+    pair, i = _ranges(np.searchsorted(close, low), np.searchsorted(close, high))
+    total[close] = np.bincount(i, share[pair], len(close))
+    covered = np.flatnonzero((total > 0) & (total >= threshold))
+    return edge[covered] // (K + 1), edge[covered] % (K + 1), edge[covered + 1] % (K + 1)
 
 
 def _cross_triggers(det, c, truth, cttc_threshold):
-    """-> (detection, other class that it triggers), every such pair"""
-    C = len(truth.n_events)
-    # the places of a detection's file that hold ground truth, of whatever class
-    low, high = np.searchsorted(truth.places, det.file * C), np.searchsorted(truth.places, (det.file + 1) * C)
-    d, i = _ranges(low, high)
-    other = truth.places[i] % C != c
-    d, place = d[other], truth.places[i[other]]
-    i, _, shared = truth.intersections(place, det.onset[d], det.offset[d])
-    triggers = _reaches(np.bincount(i, shared / (det.offset - det.onset)[d[i]], len(d)), cttc_threshold)
-    return d[triggers], place[triggers] % C
+    """Yield (detection, other class that it triggers), every such pair, some of them at a time"""
+    (file, cls), (ref, copies) = truth.places, truth.all
+    for d, place in _near((file, np.zeros(len(file)), np.full(len(file), 1e12)), det[:3]):  # all places of its file
+        d, place = d[cls[place] != c], place[cls[place] != c]
+        length = (det.offset - det.onset)[d]
+        for i, r in _near(ref[:3], (place, det.onset[d], det.offset[d])):
+            triggers = _reach(i, _shared(det, d[i], ref, r) / length[i], copies[r], len(d), cttc_threshold)
+            yield d[triggers], cls[place[triggers]]
 
 
 def _roc(curves, criteria):
@@ -918,8 +955,11 @@ def _roc(curves, criteria):
         tpr[c] = np.append(0.0, y)[np.searchsorted(x, efpr, side="right")]
     if not any(has_truth):
         return efpr, tpr, np.full(len(efpr), math.nan)
-    known = tpr if all(has_truth) else tpr[has_truth]  # speed: no copy of what may be large
-    return efpr, tpr, np.maximum(known.mean(axis=0) - criteria.alpha_st * known.std(axis=0), 0)
+    etpr = []
+    for steps in np.array_split(tpr, 1 + tpr.size // AT_A_TIME, axis=1):  # speed: no copy of what may be large
+        known = steps[has_truth]
+        etpr.append(np.maximum(known.mean(axis=0) - criteria.alpha_st * known.std(axis=0), 0))
+    return efpr, tpr, np.concatenate(etpr)
 
 
 # --- tuning, fast -----------------------------------------------------------------------------------------------------

@@ -376,6 +376,21 @@ def test_training_reaches_every_part_once(base):
         assert early.weight.grad.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("base", ("transformer", "conformer"))
+def test_weights_of_another_type(base):
+    """.half(), .bfloat16(), .double(): the same outputs, as exact as the type"""
+    torch.manual_seed(0)
+    model = MultiEncoder(3, {"x": 5}, base).eval()
+    log_mel, vectors, present = torch.randn(2, 512, 64), torch.randn(2, 64, 5), {"x": torch.tensor([True, False])}
+    with torch.no_grad():
+        wanted = model(log_mel, {"x": vectors}, present, 0.6)
+        for dtype, tolerance in ((torch.float64, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.1)):
+            outputs = model.to(dtype)(log_mel.to(dtype), {"x": vectors.to(dtype)}, present, 0.6)
+            for output, exact in zip(outputs, wanted):
+                assert output.dtype == dtype and (output - exact).abs().max() < tolerance
+            model.float()
+
+
 def test_bad_arguments_of_the_model_are_named():
     model = MultiEncoder(10, {}).eval()
     for audio_weight in (0.0, -0.1, 1.1):
@@ -383,6 +398,15 @@ def test_bad_arguments_of_the_model_are_named():
             model(torch.zeros(1, 512, 64), {}, {}, audio_weight)
     with pytest.raises(AssertionError, match=re.escape("must be (B, 512, 64), got (1, 64, 512)")):
         model(torch.zeros(1, 64, 512), {}, {}, 1.0)
+    model, log_mel = MultiEncoder(10, {"x": 5}).eval(), torch.zeros(2, 512, 64)
+    for vectors, present, sizes in ((2, 1, (2, 2, 1)), (2, 3, (2, 2, 3)), (3, 2, (2, 3, 2)), (3, 3, (2, 3, 3))):
+        with pytest.raises(AssertionError, match=re.escape(f"visual and present of x have {sizes} clips")):
+            model(log_mel, {"x": torch.zeros(vectors, 64, 5)}, {"x": torch.ones(present, dtype=torch.bool)}, 0.5)
+    for n, longer in ((65, 66), (66, 65)):
+        relative = avsed.CrossAttention(1, relative=True).eval()
+        relative(torch.zeros(1, 65, 128), [torch.zeros(1, 65, 128)], torch.ones(1, 1))
+        with pytest.raises(AssertionError, match="of 64 frames and the token, not of 66 vectors"):
+            relative(torch.zeros(1, n, 128), [torch.zeros(1, longer, 128)], torch.ones(1, 1))
     with pytest.raises(AssertionError, match="transformer or conformer, not 'rnn'"):
         MultiEncoder(10, {}, "rnn")
 
@@ -1170,9 +1194,9 @@ def test_learning_rate_steps():
 
 def test_teacher_is_a_warmed_up_moving_average():
     student, teacher = nn.Linear(2, 2).double(), nn.Linear(2, 2).double().requires_grad_(False)
-    for t, decay in ((1, 0.5), (3, 0.75), (998, 1 - 1 / 999), (5000, 0.999)):
+    for n_steps, decay in ((1, 0.5), (3, 0.75), (998, 1 - 1 / 999), (5000, 0.999)):
         old, new = teacher.weight.clone(), student.weight.detach().clone()
-        train.update_teacher(teacher, student, t)
+        train.update_teacher(teacher, student, n_steps)
         assert torch.allclose(teacher.weight, decay * old + (1 - decay) * new, rtol=1e-9)
         assert torch.equal(student.weight, new)
 

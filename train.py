@@ -8,7 +8,7 @@ loop, scores, what validation chooses; at the end the command, which calls all t
 survives a kill is in extras/runs.py, several processes are in extras/parallel.py. README, "To try something else",
 says what to change for what.
 
-Shapes: B clips, N clips of a partition, D width of a visual vector, C classes.
+Shapes: B clips, N clips of a partition, D width of a visual vector, C classes. Iterations t count from 0.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def training_batch(clips, config, t):
     if audio_weight == "random":  # one for the whole batch (Boes 2022, Sec. 3.2.2)
         audio_weight = rng.uniform(*RANDOM_WEIGHT)
     ratios = [1.0, 1.0, 1.0]  # of mixup; 1 leaves the clips as they are
-    if rng.random() < MIXUP_RATE:  # ours: one coin for the batch, one ratio for each label group
+    if rng.random() < MIXUP_RATE:  # ours: all of a batch is blended or none, each label group by one ratio
         ratios = rng.beta(MIXUP_SHAPE, MIXUP_SHAPE, size=3).tolist()
 
     share, n_shares = clips.share  # 0 and 1, unless several processes share the batch
@@ -218,6 +218,14 @@ def standardise(x, statistics):
 
 
 # --- one training step -----------------------------------------------------------------------------------------------
+# Which clips count in which loss (Boes 2022, Sec. 3.1.5):
+#                        strong  weak  unlabelled
+#   clip cross entropy     -      x        -        student beside the labels of the clip
+#   frame cross entropy    x      -        -        student beside the labels of each output frame
+#   clip consistency       x      x        x        student beside teacher
+#   frame consistency      x      x        x        student beside teacher
+# Why a teacher: unlabelled clips have no labels to compare with, and the average of many past students errs less than
+# the latest student, so its answers can stand in for labels.
 
 
 def learning_rate(t, iterations):
@@ -232,11 +240,11 @@ def learning_rate(t, iterations):
 
 @torch.no_grad()
 def update_teacher(teacher, student, n_steps):
-    """Exponential moving average of the student's parameters after 1, 2, .. steps (Boes 2022, Sec. 3.1.5).
+    """Exponential moving average of the student's parameters (Boes 2022, Sec. 3.1.5). n_steps: done so far, from 1 on.
 
-    ours: a warm-up with decays 1/2, 2/3, 3/4 .., as in the DCASE baselines. Only parameters are averaged. The teacher
-    is in training mode like the student: its batch norms use the statistics of the batch. What they collect is never
-    used, since only the student is scored.
+    ours: after n steps the teacher takes 1 / (n + 1) of the student, from step 999 on a thousandth, as in the DCASE
+    baselines. Only parameters are averaged. The teacher is in training mode like the student: its batch norms use the
+    statistics of the batch. What they collect is never used, since only the student is scored.
     """
     decay = min(1 - 1 / (n_steps + 1), EMA_DECAY)
     # average = decay * average + (1 - decay) * latest. speed: one call for all parameters, not one for each
@@ -369,7 +377,9 @@ def predict(student, data, part, audio_weights, device, size=32):
             frame_scores, clip_scores = outputs[audio_weight]
             frame_scores.append(frame_logits.sigmoid().cpu().numpy())
             clip_scores.append(clip_logits.sigmoid().cpu().numpy())
-    return {weight: (np.concatenate(frame), np.concatenate(clip)) for weight, (frame, clip) in outputs.items()}
+    predicted = {weight: (np.concatenate(frame), np.concatenate(clip)) for weight, (frame, clip) in outputs.items()}
+    runs.check_scores(part, predicted)
+    return predicted
 
 
 def tune_each_score(part, classes, frame_scores, clip_scores):
@@ -377,6 +387,7 @@ def tune_each_score(part, classes, frame_scores, clip_scores):
 
     PSDS always takes the 50 thresholds of metrics.THRESHOLDS_50, so only its windows are tuned: the thresholds are
     None. CBF1 has no windows: they are 1.
+    Why for each class: rare and short ones get lower probabilities. Why for each score: each forgives other mistakes.
     """
     tuned = {}
     for name, metric in SCORES.items():

@@ -11,6 +11,9 @@ toy         the toy data sets; `python train.py` makes and uses one by itself
 embeddings  vectors of pretrained networks: visual ones from video, VGGish's from sound
 predict     events in recordings of any length
 plots       every picture
+tour        one clip's way through the paper: script, notebook and page in one
+cells       a script in percent cells, such as the tour, as one page
+exercises   ten changes for a class to make (EXERCISES.md), each with a check
 page        every HTML page: one file, no network
 report      what runs did, side by side, as one page
 tables      Tables 5 to 8 of the paper: runs, rows

@@ -13,7 +13,6 @@ Shapes: B clips, 10 steps of 0.96 s, D numbers in a vector (128 for sound, 4096 
 """
 
 import copy
-import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -157,7 +156,7 @@ def read_sound(path):
     """DIR/sound/NAME/CLIP.npy, as `extras.embeddings extract --sound` writes it -> (10, 128) (Boes 2019, Sec. 3.2.1)"""
     try:
         vectors = plumbing.load_array(path)
-        fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
+        fits = vectors.shape == (STEPS, 128) and vectors.dtype.kind == "f" and plumbing.usable(vectors)
     except (ValueError, AttributeError):  # the latter for an archive of arrays
         fits = False
     if not fits:
@@ -275,7 +274,8 @@ def complete_run(config, parts, data, out, device, log, keep=False):
     """
     path = out / f"{config.run}.json"
     wanted = asdict(config) | {"data": data[config.all_clips]}
-    report = tagging.read_report(path, wanted)
+    form = dict.fromkeys(("F1", "mAP", "mAUC", "threshold", "seconds"), 0.0) | {"losses": []}
+    report = tagging.read_report(path, wanted, form)
     if report and (path.with_suffix(".pt").exists() or not keep):
         return report
     started = time.monotonic()
@@ -289,7 +289,7 @@ def complete_run(config, parts, data, out, device, log, keep=False):
     path.with_suffix(".pt").unlink(missing_ok=True)  # it may be another run's
     if keep:
         plumbing.save_tensors(path.with_suffix(".pt"), states)
-    plumbing.write_text(path, json.dumps(report))
+    plumbing.write_text(path, plumbing.json_text(report))
     return report
 
 
@@ -394,10 +394,11 @@ def draw_attention(args, classes, parts, place, out, device, log):
     (part, i), config = place, args.config
     sound = part.paths[i]
     network, path = make_network(config, parts).to(device).eval(), out / f"{config.run}.pt"
-    try:
-        network.load_state_dict(plumbing.load_tensors(path)[-1])  # ours: the last state, maps of several would blur
-    except plumbing.FOREIGN:
-        raise InputError(f"{path}: does not hold the states of this run; delete it, and it is trained again") from None
+    with plumbing.foreign(path, "does not hold the states of this run; delete it, and it is trained again"):
+        state = plumbing.load_tensors(path)[-1]  # ours: the last one, maps of several would blur
+        if not plumbing.same_form(state, network.state_dict()):
+            raise ValueError("another form")
+        network.load_state_dict(state)
     steps, maps = (v[0].cpu() for v in attention_of(network, *both_inputs(part, np.array([i]), config, device)))
     likeliest = int(POOLING[config.pooling](steps, dim=0).argmax())
     query = int(steps[:, likeliest].argmax()) if args.step is None else args.step  # ours: where its class is surest
@@ -407,7 +408,7 @@ def draw_attention(args, classes, parts, place, out, device, log):
         shown = frames[[min(k, len(frames) - 1) for k in PICTURES]]
     path = out / f"{sound.stem}-{config.run}-step{query}.png"
     log_mel = features.log_mel(features.load_audio(sound)).numpy()
-    plots.plot_synchronization(path, log_mel, shown, maps.numpy(), query, config.second, config.first, STEP)
+    plots.plot_synchronization(log_mel, shown, maps.numpy(), query, config.second, config.first, STEP, path)
     what = f"{classes[likeliest]} {steps[query, likeliest]:.2f}"
     log(f"       {sound.name}, step {query} of {STEPS}, {what}: {path}")
 
@@ -416,15 +417,15 @@ def draw_attention(args, classes, parts, place, out, device, log):
 
 
 def parse_arguments(arguments):
-    parser = tagging.command_line("boes2019", __doc__.split("\n")[0])
+    runs = f"with --table {PAPER['runs']}, on toy data {TOY['runs']}"
+    parser = tagging.command_line("boes2019", __doc__.split("\n")[0], runs)
     add, systems = parser.add_argument, {config.system: config for row, _ in table_rows(Config()) for config in row}
     add("--sound", type=plumbing.folder_name, metavar="NAME", help="what is heard: a folder in DIR/sound; default: "
         "vggish, on toy data log-mel")
     add("--system", choices=systems, metavar="FIRST-SECOND-POSITIONS-POOLING-ATTENTION", help="inputs of encoder and "
         f"decoder, those with positions, ...; default: {BEST}, with --attention {DRAWN}; another: audio-video-"
         "audio+video-max-normalized")
-    add("--table", action="store_true", help="all systems of Table 1; finished runs are not done again; --runs: "
-        f"default {PAPER['runs']}, on toy data {TOY['runs']}")
+    add("--table", action="store_true", help="all systems of Table 1; finished runs are not done again")
     add("--attention", metavar="CLIP", help="a picture of what a step of this clip attends to; needs matplotlib")
     add("--step", type=int, choices=range(STEPS), metavar="0-9", help="default: where the likeliest class is surest")
     for name, what in (("epochs", "at most"), ("batches", "of 40 clips per epoch")):
@@ -473,7 +474,7 @@ def run(args, log):
 def main(arguments=None):
     args = parse_arguments(arguments)
     with plumbing.one_line_errors("the same command goes on after the last finished run"):
-        run(args, lambda line: print(line, flush=True))
+        run(args, lambda line: print(plumbing.shown(line), flush=True))
 
 
 if __name__ == "__main__":

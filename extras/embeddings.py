@@ -17,16 +17,24 @@ Shapes: n <= 64 frames of H x W pixels, RGB; D numbers in a vector.
 """
 
 import argparse
+import functools
+import math
 import os
+import re
 import shutil
 import subprocess
+import tempfile
+import threading
 import time
 import unicodedata
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,7 +46,9 @@ from torch import nn
 from torch.nn import functional
 
 import features
-from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording
+from features import (
+    CLIP_SAMPLES, CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE, fit_clip, read_mono, read_unlabelled, recording,
+)  # fmt: skip
 
 FRAME_RATE = FRAMES / CLIP_SECONDS  # ours: 6.4 per second; "about 6.5", and 64 vectors (Boes 2022, Sec. 3.1.2)
 SIDE, CROP = 256, 224  # ours: pixels; the short side of the picture, and the square in its centre that networks see
@@ -46,8 +56,12 @@ FRAME_BATCH = 16  # frames that go through a network at a time: below 2 GB of me
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
 # What ffmpeg may read, whatever a file is called: formats that hold their pictures and sound themselves. A playlist
 # (HLS, DASH, ffconcat, SDP) would have it read any other file, or wait for more of them without end.
-FORMATS = "mov,matroska,avi,flv,asf,mpeg,mpegts,mxf,nut,rm,ogg,mp3,aac,ac3,eac3,dts,amr,aiff,au,caf,flac,wav,w64,ape,wv"
+LOOSE = ("mpeg", "mpegts", "ogg")  # have no index, and their clock may leap, because files of them can be joined
+# have no clock at all
+COUNTED = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "aiff", "au", "caf", "flac", "wav", "w64", "ape", "wv")
+FORMATS = ",".join(("mov", "matroska", "avi", "flv", "asf", "mxf", "nut", "rm", "gif", *LOOSE, *COUNTED))
 PATIENCE = 300  # seconds without a result after which ffmpeg is stopped
+RUNNING = set()  # processes of ffmpeg whose result is waited for
 
 
 # --- the networks ----------------------------------------------------------------------------------------------------
@@ -226,6 +240,8 @@ def load_network(name, weights, device="cpu"):
             if not real or tensor.layout is not torch.strided or tensor.is_meta:
                 raise TypeError(f"{key} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
     except (RuntimeError, AttributeError, TypeError) as error:
+        if plumbing.out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{weights}: not the weights of this network ({reason} ..); {name} wants {wanted}") from None
     if name == "tce" and not backbone:
@@ -242,13 +258,13 @@ def convert(source, target):
     if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
         raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
     try:
-        with h5py.File(source, "r") as file:
-            state = openl3_state(file)
-        with torch.device("meta"):
-            OpenL3Image().load_state_dict(state, assign=True)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{source}: not OpenL3's image network ({reason} ..); unpack {OPENL3_FILE}") from None
+        with plumbing.damage_as_value_error(source):
+            with h5py.File(source, "r") as file:
+                state = openl3_state(file)
+            with torch.device("meta"):
+                OpenL3Image().load_state_dict(state, assign=True)
+    except ValueError as error:
+        raise InputError(f"{source}: not OpenL3's image network ({error} ..); unpack {OPENL3_FILE}") from None
     plumbing.save_tensors(target, state)
 
 
@@ -295,11 +311,13 @@ def find_ffmpeg():
     return path
 
 
-def ffmpeg_command(path, *options):
-    """The beginning of a command that decodes a file; options: of ffmpeg, or for this input"""
+def ffmpeg_command(source, *options):
+    """The beginning of a command that decodes what ffmpeg calls its input; options: of ffmpeg, or for this input"""
     # no block of memory beyond 256 MiB: more than a picture of 8192 x 8192, or an hour of silence at 16 kHz
     limits = ["-max_alloc", str(2**28), "-format_whitelist", FORMATS]
-    return [find_ffmpeg(), "-v", "error", "-nostdin", *limits, *options, "-i", f"file:{path}"]
+    # a microsecond later: else, of some formats, time 0 would be where the streams that are wanted begin, not the file
+    whole = ["-itsoffset", "0.000001"]
+    return [find_ffmpeg(), "-v", "error", "-nostdin", *limits, *options, *whole, "-i", source]
 
 
 def run_ffmpeg(path, options, wanted):
@@ -307,11 +325,78 @@ def run_ffmpeg(path, options, wanted):
 
     It cannot outlive a killed caller for long: it ends with the next picture that nobody takes, or by its own limit.
     """
-    command = [*ffmpeg_command(path, "-timelimit", str(PATIENCE), *options), *wanted]  # seconds of CPU time
+    command = [*ffmpeg_command(f"file:{path}", "-timelimit", str(PATIENCE), *options), *wanted]  # seconds of CPU time
+    with subprocess.Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as process:
+        RUNNING.add(process)
+        try:
+            said = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return subprocess.CompletedProcess(command, -9, b"", b"")
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            RUNNING.discard(process)
+    return subprocess.CompletedProcess(command, process.returncode, *said)
+
+
+class Described(NamedTuple):
+    """What ffmpeg makes of a file's beginning and end"""
+
+    format: str  # "" where it makes nothing of it
+    seconds: float  # its length, 0 where unknown
+    promised: float  # the same, where the file itself says so; else 0
+    leaps: bool  # its clock begins anew, or leaps ahead by more than ten seconds: of joined recordings, or adverts
+
+
+def describe(path):
+    """File -> Described, which is kept as long as the file stays the same"""
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, -9, b"", b"")
+        return describe_once(path, plumbing.fingerprint([Path(path)]))
+    except OSError:  # ffmpeg will say why
+        return Described("", 0, 0, False)
+
+
+@functools.cache  # speed: to find leaps, a file is read to its end
+def describe_once(path, fingerprint):
+    said = run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
+    name, length = re.search(r"^Input #0, (\w+)", said, re.M), re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", said)
+    name = name[1] if name else ""
+    seconds = sum(float(n) * unit for n, unit in zip(length.groups(), (3600, 60, 1))) if length else 0
+    says = name not in LOOSE and "Estimating duration" not in said
+    return Described(name, seconds, seconds if says else 0, name in LOOSE and leaps(path))
+
+
+def leaps(path):
+    """Whether the clock of a file's packets leaps, see Described"""
+    expected = {}  # stream -> when its next packet is due
+    for stream, when, duration in packets(path, ["-copyts"]):
+        due = expected.get(stream, when)
+        if when < due - 1 or when > max(expected.values(), default=when) + 10:
+            return True
+        # where a clock leaps back, ffmpeg has it stand still until it has caught up
+        expected[stream] = duration + (due if when + duration <= due else when)
+    return False
+
+
+def on_its_clock(path, seek=0.0):
+    """Options of ffmpeg to read a file from a key picture near a second on; times are those of the file in any case.
+
+    Where its clock leaps, the file is read from the beginning, and ffmpeg makes one clock of all.
+    """
+    if describe(path).leaps:
+        return []
+    return ["-copyts", "-start_at_zero", *(["-noaccurate_seek", "-ss", str(seek)] if seek > 0 else [])]
+
+
+def packets(path, options, *wanted):
+    """Yield (stream, when it is decoded, duration), in seconds, of the packets of picture and sound, not decoded"""
+    copy = ["-map", "0:V?", "-map", "0:a?", "-c", "copy", *wanted, "-f", "framecrc", "-"]
+    listed = run_ffmpeg(path, options, copy).stdout.decode(errors="replace")
+    units = {stream: int(a) / int(b) for stream, a, b in re.findall(r"^#tb (\d+): (\d+)/(\d+)", listed, re.M)}
+    for found in re.finditer(r"^(\d+), +(-?\d+), +-?\d+, +(\d+),", listed, re.M):
+        yield found[1], int(found[2]) * units[found[1]], int(found[3]) * units[found[1]]
 
 
 def ffmpeg_reason(returncode, stderr):
@@ -325,21 +410,116 @@ def ffmpeg_reason(returncode, stderr):
 def read_frames(path, start=0.0, seconds=CLIP_SECONDS):
     """Video file -> (n, 224, 224, 3) uint8, RGB: 6.4 frames for each of at most 10 seconds, the first at `start`.
 
-    n <= 64, and less where the video ends earlier. Frame k is what is on screen at start + k * 0.15625 s, to half that
-    step; a picture that begins after the sound stands still until then. Of several video streams ffmpeg takes the
-    default one, else the largest; it turns the picture as the file asks for.
+    Frame k is what is on screen at start + k * 0.15625 s, to half that step: what a player shows that began with the
+    file. The last picture stays until the file ends, be it for the sound; n <= 64, and less where that is earlier. A
+    picture that begins after the sound stands still until then. Of several video streams ffmpeg takes the default one,
+    else the largest; it turns the picture as the file asks for.
     Raises InputError where not one frame can be decoded.
     """
+    wanted = math.floor(min(seconds, CLIP_SECONDS) * FRAME_RATE + 0.5)
+    # The picture on screen began before `start`, and decoding begins at a key picture, which may be much earlier. An
+    # index leads there. Without one, the first picture that comes may be a later one: then we look earlier; and the
+    # times of the first ones are not sure.
+    earlier, before = (10, 2) if describe(path).format in LOOSE else (0, 0)
+    while True:
+        frames, first, reason = pictures(path, start, start - earlier, seconds)
+        if start <= earlier or first <= -before:
+            break
+        earlier = 2 * earlier + 10
+    if len(frames) < wanted:
+        last = packets(path, on_its_clock(path, start - earlier), "-t", str(start + CLIP_SECONDS))
+        end = max((when + duration for _, when, duration in last), default=start)
+        n = min(wanted, math.floor((end - start) * FRAME_RATE + 0.5))
+        if n > len(frames):  # the sound goes on after the last picture
+            frames, _, reason = pictures(path, start, start - earlier, seconds, stays=True)
+            frames = frames[:n]
+    if not len(frames):
+        raise InputError(f"{path}: no video ({reason or f'it has no picture at {start} s'})")
+    return frames
+
+
+def pictures(path, start, seek, seconds, stays=False):
+    """What read_frames returns if decoding begins at the key picture that the container finds for `seek`, in seconds.
+
+    stays: the last picture stays for ever
+    -> frames, none where ffmpeg failed; how much later than `start` the first picture begins; why ffmpeg failed
+    """
+    steps = math.ceil(start * FRAME_RATE)  # frames from the beginning of the file to `start`
     strip = "crop='min(iw,4*ih)':'min(ih,4*iw)':exact=1"  # the middle of a strip, whose whole would fill the memory
     short_side = f"scale='if(gt(iw,ih),-2,{SIDE})':'if(gt(iw,ih),{SIDE},-2)':flags=bilinear"
-    picture = f"fps={FRAME_RATE}:round=near,{strip},{short_side},crop={CROP}:{CROP}"
-    wanted = ["-an", "-t", str(min(seconds, CLIP_SECONDS)), "-vf", picture, "-frames:v", str(FRAMES)]
-    done = run_ffmpeg(path, ["-ss", str(start)], [*wanted, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"])
-    n = len(done.stdout) // (CROP * CROP * 3)
-    if done.returncode or not n:
-        reason = ffmpeg_reason(done.returncode, done.stderr) or f"it has no picture at {start} s"
-        raise InputError(f"{path}: no video ({reason})")
-    return np.frombuffer(done.stdout, np.uint8, n * CROP * CROP * 3).reshape(n, CROP, CROP, 3)
+    filters = [
+        f"settb=AVTB,setpts=PTS-{start - 0.5 / FRAME_RATE}/TB",  # 0 is half a step before `start`
+        # from the first key picture on, whose time is printed: what comes before it lacks what it was made from
+        "select='if(selected_n,1,if(key,1+0*print(t,16)))'" if seek > 0 else "null",
+        f"fps={FRAME_RATE}:round=down:start_time={-steps / FRAME_RATE}:eof_action={'pass' if stays else 'round'}",
+        f"tpad=stop_mode=clone:stop={-1 if stays else 0},trim=start_frame={steps}",
+        f"{strip},{short_side},crop={CROP}:{CROP}",
+    ]
+    wanted = ["-an", "-t", str(min(seconds, CLIP_SECONDS)), "-vf", ",".join(filters), "-frames:v", str(FRAMES)]
+    done = run_ffmpeg(path, on_its_clock(path, seek), [*wanted, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"])
+    if done.returncode < 0:  # it was stopped
+        raise InputError(f"{path}: no video ({ffmpeg_reason(done.returncode, done.stderr)})")
+    n = 0 if done.returncode else len(done.stdout) // (CROP * CROP * 3)
+    first = re.search(rb"^(?:\[.*\] )?(-?\d+\.\d{6})$", done.stderr, re.M)
+    said = done.stderr.replace(first[0], b"") if first else done.stderr
+    frames = np.frombuffer(done.stdout, np.uint8, n * CROP * CROP * 3).reshape(n, CROP, CROP, 3)
+    later = float(first[1]) - 1 / FRAME_RATE if first else math.inf
+    return frames, later, ffmpeg_reason(done.returncode, said)
+
+
+def ffmpeg_blocks(path):
+    """Sound of a file -> yields blocks of it, (up to 160000,) float32 at 16 kHz, mono.
+
+    Two channels are averaged. More, such as 5.1, are mixed with ffmpeg's weights, without the low one (LFE); of wav and
+    flac, which soundfile reads, all are averaged. Time 0 is where the file begins: sound that begins after the picture
+    gets silence before it, and so does sound that goes on after a gap. Warns of sound that ends more than a second
+    before the file says. Raises InputError where there is none.
+    """
+    about, n_samples = describe(path), 0
+    # Two in a row. The first makes one form of it all: where rate or channels change, ffmpeg builds its filters anew,
+    # and they no longer know how much sound went before. So the second one makes the silence, at 16 kHz, as it keeps
+    # it in memory. rematrix_maxval: a mean of channels, not a sum, so that with their number loudness does not change
+    form = f"aresample=rematrix_maxval=1,aformat=flt:{SAMPLE_RATE}:mono"
+    counted = about.format in COUNTED or about.format == "ogg" and about.leaps
+    decode = [*ffmpeg_command(f"file:{path}", *on_its_clock(path)), "-vn", "-sn", "-dn", "-af", form, "-f", "nut"]
+    fill = [*ffmpeg_command("pipe:", "-copyts"), "-af", "anull" if counted else "aresample=async=1:first_pts=0"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        tempfile.TemporaryFile() as gaps,
+        subprocess.Popen([*decode, "-c:a", "pcm_f32le", "-"], stdin=DEVNULL, stdout=PIPE, stderr=complaints) as decoder,
+        subprocess.Popen([*fill, "-f", "f32le", "-"], stdin=decoder.stdout, stdout=PIPE, stderr=gaps) as filler,
+    ):
+        decoder.stdout.close()  # the filler has it
+
+        def next_block():
+            timer = threading.Timer(PATIENCE, stop, (decoder, filler))
+            timer.start()
+            try:
+                return filler.stdout.read(4 * CLIP_SAMPLES)
+            finally:
+                timer.cancel()
+
+        try:
+            while block := next_block():
+                n_samples += len(block) // 4
+                yield np.frombuffer(block, np.float32, len(block) // 4)
+        except BaseException:  # also where nobody wants the rest
+            stop(decoder, filler)
+            raise
+        returncode = decoder.wait()
+        complaints.seek(0)
+        gaps.seek(0)
+        said, too_long = complaints.read(), b"Failed to compensate" in gaps.read()
+    if too_long:
+        raise InputError(f"{path}: its sound begins, or goes on, after more than an hour of nothing; cut the file")
+    if returncode:
+        raise InputError(f"{path}: no sound ({ffmpeg_reason(returncode, said)}); name a file with sound")
+    plumbing.warn_if_short(path, n_samples / SAMPLE_RATE, about.promised)
+
+
+def stop(*processes):
+    for process in processes:
+        process.kill()
 
 
 @torch.inference_mode()
@@ -403,8 +583,11 @@ def vggish_log_mel(waveform):
 @torch.inference_mode()
 def sound_vectors(network, path):
     """Sound file -> (10, 128) float32: what VGGish makes of ten seconds (Boes 2019, Sec. 3.2.1)"""
+    clip, peak, _ = read_mono(path)
+    if peak > plumbing.LARGEST:
+        raise InputError(f"{path}: holds samples beyond {plumbing.LARGEST:g}, where a full scale is 1; mend the file")
     # as loud as the file is: VGGish knows loudness, and log(x + 0.01) depends on it
-    maps = vggish_log_mel(fit_clip(read_mono(path)))
+    maps = vggish_log_mel(fit_clip(clip))
     return network(maps.to(next(network.parameters()).device)).cpu().numpy()
 
 
@@ -478,14 +661,15 @@ def extract(root, weights, device="auto", log=print):
         if targets := {stream: path for stream, path in targets.items() if not path.exists()}:
             todo.append((video, targets))
     broken, started = [], time.monotonic()
-    for done, ((video, targets), frames) in enumerate(zip(todo, decode_ahead([video for video, _ in todo])), 1):
-        if isinstance(frames, InputError):
-            broken.append(frames)
-        else:
-            for stream, path in targets.items():
-                vectors = clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}")
-                plumbing.save_array(path, vectors)
-        show_progress("extracted", done, len(todo), started)
+    with closing(decode_ahead([video for video, _ in todo])) as decoded:
+        for done, ((video, targets), frames) in enumerate(zip(todo, decoded), 1):
+            if isinstance(frames, InputError):
+                broken.append(frames)
+            else:
+                for stream, path in targets.items():
+                    vectors = clip_vectors(networks[stream], frames, f"{video[0]} through {weights[stream]}")
+                    plumbing.save_array(path, vectors)
+            show_progress("extracted", done, len(todo), started)
     made, seconds = len(todo) - len(broken), time.monotonic() - started
     log(f"       {made} clips extracted in {clock(seconds)}, {seconds / max(made, 1):.2f} s each")
     log(f"       {len(videos) - len(todo)} had their files before, {len(broken)} cannot be decoded")
@@ -529,7 +713,10 @@ def extract_sound(root, name, weights=None, device="auto", log=print):
 
 
 def decode_ahead(videos):
-    """Yield the frames of each (path, start, seconds), or its InputError, in order; threads decode the next ones"""
+    """Yield the frames of each (path, start, seconds), or its InputError, in order; threads decode the next ones.
+
+    To be closed where it is not used up: then what runs ahead is stopped.
+    """
 
     def decode(video):
         try:
@@ -538,14 +725,19 @@ def decode_ahead(videos):
             return error
 
     ahead = min(16, cores())  # speed: as many as are of use, and few enough for memory: 9.6 MB a clip, and ffmpeg's own
-    with ThreadPoolExecutor(ahead) as pool:
-        waiting = deque()
+    pool, waiting = ThreadPoolExecutor(ahead), deque()
+    try:
         for video in videos:
             waiting.append(pool.submit(decode, video))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:  # after Ctrl-C, too
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(future.done() for future in waiting):
+            stop(*list(RUNNING))  # again, as a thread may just have started one
+            time.sleep(0.01)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -318,8 +318,14 @@ def restore(checkpoint, schedule, rate, network, optimizer, best):
     """Bring back what `keep` wrote, if anything -> how many epochs at this rate are done"""
     if not checkpoint.exists():
         return 0
-    try:
+    with plumbing.foreign(checkpoint, "is not a checkpoint of this program; delete it and start again"):
         kept = plumbing.load_tensors(checkpoint)
+        weights, where = network.state_dict(), {"rate": 0.0, "epoch": 0}
+        gathered = [{"step": torch.zeros(()), "exp_avg": p.data, "exp_avg_sq": p.data} for p in network.parameters()]
+        form = {**where, "network": weights, "optimizer": dict(enumerate(gathered))}
+        form["best"] = {**where, "mAP": 0.0, "weights": weights}
+        if not plumbing.same_form(kept | {"optimizer": kept["optimizer"]["state"]}, form):
+            raise ValueError("another form")
         best.update(kept["best"])
         ahead = schedule.rates.index(kept["rate"]) - schedule.rates.index(rate)
         if ahead > 0:
@@ -329,8 +335,6 @@ def restore(checkpoint, schedule, rate, network, optimizer, best):
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         return kept["epoch"]
-    except plumbing.FOREIGN:
-        raise InputError(f"{checkpoint}: is not a checkpoint of this program; delete it and start again") from None
 
 
 # --- the systems of one run ------------------------------------------------------------------------------------------
@@ -447,7 +451,7 @@ def analyse(classes, part, runs, out, as_paper):
     for label, n, *row in zip(classes, part.tags.sum(0), audio, visual, fused, gain, weights):
         lines.append("\t".join([label, str(n), *(f"{value:.4f}" for value in row)]))
     plumbing.write_text(out / "analysis.tsv", "\n".join(lines))
-    plots.plot_fusion(out / "analysis.png", classes, audio, visual, fused, weights)
+    plots.plot_fusion(classes, audio, visual, fused, weights, out / "analysis.png")
     counts = [  # and the paper's, of 527
         ("classes with clips", np.isfinite(gain), "527"),
         ("vision ahead of sound", visual > audio, "117"),
@@ -466,7 +470,8 @@ def analyse(classes, part, runs, out, as_paper):
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-log = partial(print, flush=True)
+def log(line):
+    print(plumbing.shown(line), flush=True)
 
 
 def run(args):
@@ -499,7 +504,7 @@ def run(args):
         runs.append(complete_run(seed, parts, audio, fusion, args.ablations, out, config, device))
         tags = {name: part.tags for name, part in parts.items()}
         results.append({name: tagging.score(tags, outputs) for name, outputs in runs[-1].items()})
-        plumbing.write_text(out / f"results-{seed}.json", json.dumps(results[-1], indent=1))
+        plumbing.write_text(out / f"results-{seed}.json", plumbing.json_text(results[-1], indent=1))
     as_paper = stream == "resnet152" and plumbing.fingerprint((), classes) in AUDIOSET  # Fayek 2020, Sec. 3.2, 4.1
     text = table_text(results, as_paper)
     plumbing.write_text(out / "table.txt", text)
@@ -508,7 +513,7 @@ def run(args):
         log(analyse(classes, parts["public"], runs, out, as_paper))
 
 
-def positive_number(text):
+def number_above_0(text):
     if not 0 < float(text) < math.inf:
         raise ValueError
     return float(text)
@@ -516,12 +521,12 @@ def positive_number(text):
 
 def parse_arguments(arguments):
     what = "Train and score the two networks and the fusions of Fayek & Kumar 2020."
-    parser = tagging.command_line("fayek2020", what)
+    parser = tagging.command_line("fayek2020", what, runs="1")
     add = parser.add_argument
     add("--ablations", action="store_true", help="the rows of Table 4 too")
     add("--analysis", action="store_true", help="Figures 2 to 4 too: analysis.tsv, analysis.png; needs matplotlib")
     add("--audio-epochs", type=plumbing.positive, metavar="N", help=f"default: {AUDIO.epochs}, toy {TOY_AUDIO.epochs}")
-    add("--audio-rates", type=positive_number, nargs="+", metavar="RATE", help="to choose from; default: 0.001 alone")
+    add("--audio-rates", type=number_above_0, nargs="+", metavar="RATE", help="to choose from; default: 0.001 alone")
     add("--fusion-epochs", type=plumbing.positive, default=FUSION.epochs, metavar="N", help=f"default: {FUSION.epochs}")
     add("--precision", choices=("fp32", "bf16"), help="of the audio network; default: bf16 where the device has it")
     return parser.parse_args(arguments)

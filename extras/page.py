@@ -345,9 +345,9 @@ def legend(with_truth):
 stroke-width="2"/></svg> probability, 0 to 1</span>
 <span><svg viewBox="0 0 28 14" aria-hidden="true"><path d="M0 7h28" stroke="currentColor" stroke-width="2"
 stroke-dasharray="6 4"/></svg> threshold</span>
-<span class="keys"><kbd>space</kbd> plays and pauses, <kbd>&larr;</kbd> <kbd>&rarr;</kbd> move by 1 s, with <kbd>shift</kbd> by
-10 s, <kbd>n</kbd> <kbd>p</kbd> go to the next and previous event, <kbd>+</kbd> <kbd>&minus;</kbd> zoom; a click on an event
-plays from a second before it</span></p>"""
+<span class="keys"><kbd>space</kbd> plays and pauses, <kbd>&larr;</kbd> <kbd>&rarr;</kbd> move by 1 s, with
+<kbd>shift</kbd> by 10 s, <kbd>n</kbd> <kbd>p</kbd> go to the next and previous event, <kbd>+</kbd>
+<kbd>&minus;</kbd> zoom; a click on an event plays from a second before it</span></p>"""
 
 
 def event_list(events):

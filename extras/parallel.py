@@ -98,6 +98,8 @@ def main(arguments=None):
         try:
             run(args)
         except RuntimeError as error:  # mostly because another rank is gone
+            if plumbing.out_of_memory(error):
+                raise
             reason = plumbing.first_line(error)
             raise InputError(f"rank {RANK}: {reason}; start all ranks again with --resume") from None
         finally:

@@ -6,8 +6,10 @@
     plot_table        the scores of many runs
     plot_fusion       what each class gains when sound and vision are fused
     plot_history ..   what runs did: for extras/report.py
+    plot_strips ..    the pictures of extras/tour.py, at the end
 
-Needs matplotlib. Pictures are PNG files and appear only when complete.
+Needs matplotlib. Each function returns the figure, which a notebook shows (after `%matplotlib inline`), and where it is
+given a `path` also writes it there: a PNG file, which appears only when complete.
 
 Shapes: T output frames of 0.1565 s, 8 T log-mel frames of 64 mel bins, C classes, E encoders.
 """
@@ -36,9 +38,12 @@ def figure_class():
     return Figure
 
 
-def save_figure(figure, path):
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+def finish(figure, path):
+    """-> the figure, which is saved where a path is given"""
+    if path is not None:
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
+    return figure
 
 
 def panels_in_a_column(height, height_ratios):
@@ -62,8 +67,8 @@ def draw_log_mel(axes, log_mel):
     axes.set_ylabel("Hz")
 
 
-def plot_clip(path, log_mel, classes, frame_scores, events, reference=()):
-    """Write a picture: log-mel, probabilities and events of a recording, one under the other.
+def plot_clip(log_mel, classes, frame_scores, events, reference=(), path=None):
+    """Log-mel, probabilities and events of a recording, one under the other.
 
     log_mel (8 T, 64), frame_scores (T, C); events and reference (true events, if known) are (filename, onset, offset,
     event_label) in seconds. Of many classes, the 16 that matter most are shown: those with events, then the likeliest.
@@ -89,11 +94,11 @@ def plot_clip(path, log_mel, classes, frame_scores, events, reference=()):
     bottom.grid(axis="y", alpha=0.3)
     if events or reference:
         bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, it would hide events
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_attention(path, log_mel, encoders, weights, frames=()):
-    """Write a picture: ten seconds as log-mel, as video where there is one, and a block's attention to them.
+def plot_attention(log_mel, encoders, weights, frames=(), path=None):
+    """Ten seconds as log-mel, as video where there is one, and a block's attention to them.
 
     log_mel (512, 64); encoders: E names; weights (E, heads, 65, 64); frames: up to 64 of the video, (n, H, W, 3).
     A row of a map is what one output frame attends to. The figures of Boes 2019, Sec. 4.2, show one such row for each
@@ -113,11 +118,11 @@ def plot_attention(path, log_mel, encoders, weights, frames=()):
         draw_map(panel, w[:FRAMES], (0, seconds, seconds, 0), cmap="magma", vmin=0)  # row 64, the token's, has no time
         panel.set_ylabel(f"{encoder}\nhead {head}")
     panels[-1].set(xlim=(0, seconds), xlabel="seconds that are attended to; downwards: seconds of the output frame")
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_synchronization(path, log_mel, stills, weights, query, query_is, first, step):
-    """Write a picture: a clip as log-mel and stills, and what one step attends to, a row per head (Boes 2019, Fig. 4-7)
+def plot_synchronization(log_mel, stills, weights, query, query_is, first, step, path=None):
+    """A clip as log-mel and stills, and what one step attends to, a row per head (Boes 2019, Fig. 4-7)
 
     log_mel (512, 64); stills: one for each step of the picture, (n, H, W, 3), or none; weights (heads, steps, steps):
     rows ask; query: the step that asks, marked in the log-mel, or in the stills where query_is "video" and there are
@@ -140,11 +145,11 @@ def plot_synchronization(path, log_mel, stills, weights, query, query_is, first,
     panels[-1].set_yticks(range(1, n_heads + 1))
     label = f"seconds of {first} that the marked step of {query_is} attends to"
     panels[-1].set(ylabel="head", xlim=(0, n_steps * step), xlabel=label)
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_table(path, title, labels, columns, highlighted):
-    """Write a picture: a panel for each score with a bar for each row of a table: mean and deviation over its runs.
+def plot_table(title, labels, columns, highlighted, path=None):
+    """A panel for each score with a bar for each row of a table: mean and deviation over its runs.
 
     title: the table's name, of which the picture says the rest; labels: of the rows; columns: dict of score -> for each
     row the values of its runs (None where a score is not defined; a row without values has no bar); highlighted: for
@@ -164,11 +169,11 @@ def plot_table(path, title, labels, columns, highlighted):
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     figure.suptitle(f"{title}: mean and standard deviation over the runs (axes do not start at 0)")
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
-def plot_fusion(path, classes, audio, visual, fused, weights):
-    """Write a picture: what each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
+def plot_fusion(classes, audio, visual, fused, weights, path=None):
+    """What each class gains by fusion, and from what (Fayek 2020, Figs. 2, 3 and 4).
 
     audio, visual, fused: (C,) average precision by sound, by vision and by their fusion; weights: (C,) mean weight of
     sound; nan where a class has none. Of many classes, the 16 that gain or lose most have their names.
@@ -189,7 +194,7 @@ def plot_fusion(path, classes, audio, visual, fused, weights):
     gains.set(xlabel="gain in average precision over the better one", ylabel="classes")
     shares.hist(weights[np.isfinite(weights)], 20, range=(0, 1))
     shares.set(xlabel="mean weight of sound in clips of the class", ylabel="classes")
-    save_figure(figure, path)
+    return finish(figure, path)
 
 
 # --- what runs did, for extras/report.py -----------------------------------------------------------------------------
@@ -347,3 +352,194 @@ def plot_errors(log_mel, tables):
     bottom.hlines(np.arange(len(lanes) - 1) + 0.5, *bottom.get_xlim(), color="black", alpha=0.15, linewidth=1)
     legend_on_top(figure, bottom)
     return figure
+
+
+# --- the tour's pictures (extras/tour.py) ----------------------------------------------------------------------------
+
+GOOD, BAD, MISSED = "tab:green", "tab:red", "tab:orange"
+
+
+def plot_strips(strips, path=None):
+    """What happens in ten seconds, strip under strip on one time axis. strips: (label, values, more), see draw_strip"""
+    figure, panels = panels_of_strips(strips)
+    panels[-1].set_xlabel("seconds")
+    return finish(figure, path)
+
+
+def panels_of_strips(strips, extra=()):
+    """-> figure with the strips drawn, all its panels. extra: heights in inches of more panels, which follow, empty"""
+    heights = [0.3 + 0.17 * len(more) if isinstance(more, (list, tuple)) else 0.9 for _, _, more in strips]
+    heights += extra
+    figure, panels = panels_in_a_column(0.5 + 0.25 * len(heights) + sum(heights), heights)
+    panels = np.atleast_1d(panels)
+    for panel, strip in zip(panels, strips):
+        draw_strip(panel, *strip)
+    panels[-1].set_xlim(0, FRAMES * FRAME_HOP)
+    return figure, panels
+
+
+def draw_strip(panel, label, values, more):
+    """values: a curve (T,), with more a level that is drawn as a line, or None; a map (T, K), with more the names of
+    its K rows, or None; or bars, a list of (onset, offset, row, colour), with more the names of the rows.
+
+    Curves and maps cover the ten seconds, whatever T is.
+    """
+    seconds = FRAMES * FRAME_HOP
+    panel.set_title(label, loc="left", fontsize=9)
+    panel.set_yticks([])
+    if isinstance(values, list):
+        for onset, offset, row, colour in values:
+            panel.broken_barh([(onset, offset - onset)], (row - 0.35, 0.7), color=colour)
+        panel.set_ylim(len(more) - 0.5, -0.5)
+    elif np.ndim(values) == 2:
+        rows = values.shape[1]
+        draw_map(panel, np.asarray(values).T, (0, seconds, rows - 0.5, -0.5), cmap="magma")
+        if more is None:  # a row is a frequency or a dimension: the lowest at the bottom
+            panel.set_ylim(-0.5, rows - 0.5)
+    else:
+        panel.plot((np.arange(len(values)) + 0.5) * seconds / len(values), values, linewidth=0.8)
+        if more is not None:
+            panel.axhline(more, color="tab:red", linewidth=1)
+    if isinstance(more, (list, tuple)):
+        panel.set_yticks(range(len(more)), more)
+
+
+def plot_windows(waveform, begin, path=None):
+    """A tenth of a second of sound with the windows that are laid over it, and the filters that each window meets.
+
+    waveform (samples,) at 16 kHz; begin: seconds
+    """
+    figure = figure_class()(figsize=(9, 3), dpi=100, layout="constrained")
+    sound, filters = figure.subplots(1, 2)
+    first = round(begin * SAMPLE_RATE)
+    excerpt = waveform[first : first + 1700]
+    sound.plot((first + np.arange(len(excerpt))) / SAMPLE_RATE, excerpt, linewidth=0.7, color="gray")
+    for k in range(3):
+        begins = first + k * features.HOP + np.arange(WINDOW)
+        sound.plot(begins / SAMPLE_RATE, np.abs(excerpt).max() * np.hamming(WINDOW), label=f"window {k + 1}")
+    sound.set(xlabel="seconds", title=f"windows of {WINDOW} samples, {features.HOP} samples apart", yticks=[])
+    sound.legend(loc="lower right", fontsize=8)
+    hertz = np.arange(WINDOW // 2 + 1) * SAMPLE_RATE / WINDOW
+    for k, triangle in enumerate(np.asarray(features.mel_filterbank())[::3]):
+        filters.plot(hertz, triangle, linewidth=1, color=("tab:blue", "tab:orange")[k % 2])
+    filters.set(xlabel="Hz", title=f"every third of the {MELS} mel filters", yticks=[0, 1])
+    return finish(figure, path)
+
+
+def plot_maps(maps, xlabel="", ylabel="", height=3.0, path=None):
+    """Maps side by side, each as bright as its own largest value. maps: dict of title -> (rows, columns)
+
+    The first row is at the bottom; with a ylabel (of the leftmost) it is at the top.
+    """
+    figure = figure_class()(figsize=(min(11, 2.6 * len(maps) + 1), height), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    panels[0].set_ylabel(ylabel)
+    for panel, (title, values) in zip(panels, maps.items()):
+        origin = "upper" if ylabel else "lower"
+        panel.imshow(values, aspect="auto", interpolation="nearest", cmap="magma", origin=origin)
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel(xlabel)
+        panel.tick_params(labelsize=7)
+        if len(values) == 1:
+            panel.set_yticks([])
+    return finish(figure, path)
+
+
+def plot_weights(clips, path=None):
+    """Encoders with arrows to the decoder, as thick as their weights, for several clips side by side.
+
+    clips: dict of title -> dict of encoder -> weight; an encoder of weight 0 is gray, its stream is missing
+    """
+    figure = figure_class()(figsize=(3.4 * len(clips), 2.6), dpi=100, layout="constrained")
+    for panel, (title, weights) in zip(figure.subplots(1, len(clips), squeeze=False)[0], clips.items()):
+        box = dict(boxstyle="round", facecolor="white")
+        for row, (encoder, weight) in enumerate(weights.items()):
+            place, colour = 0.85 - 0.35 * row, "black" if weight else "lightgray"
+            panel.text(0.16, place, encoder, ha="center", va="center", color=colour, bbox=box | {"edgecolor": colour})
+            if weight:
+                arrow = dict(arrowstyle="-|>", linewidth=0.5 + 5 * weight, color="tab:blue", shrinkA=0, shrinkB=0)
+                panel.annotate("", (0.76, 0.5 + (place - 0.5) / 5), (0.34, place), arrowprops=arrow)
+            middle = 0.5 + (place - 0.5) * 0.6  # of the arrow
+            text = dict(ha="center", va="center", fontweight="bold", bbox=dict(facecolor="white", edgecolor="none"))
+            panel.text(0.55, middle, f"{weight:.3g}", color=colour, **text)
+        panel.text(0.88, 0.5, "decoder", ha="center", va="center", bbox=box)
+        panel.set(xlim=(0, 1), ylim=(0, 1), title=title)
+        panel.axis("off")
+    return finish(figure, path)
+
+
+def plot_grid(values, rows, columns, chosen, labels, path=None):
+    """A number for each pair of a row and a column, the chosen pair marked.
+
+    values (R, K); rows, columns: their names; chosen: (row, column), two indices; labels: of the two axes, the colours
+    """
+    figure = figure_class()(figsize=(8, 4), dpi=100, layout="constrained")
+    panel = figure.subplots()
+    figure.colorbar(panel.imshow(values, aspect="auto", cmap="viridis"), ax=panel, label=labels[2])
+    square = dict(markersize=16, markerfacecolor="none", markeredgecolor="red", markeredgewidth=2)
+    panel.plot(chosen[1], chosen[0], "s", **square)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(rows)), rows)
+    panel.set(ylabel=labels[0], xlabel=labels[1])
+    return finish(figure, path)
+
+
+def plot_segments(classes, n_tp, n_fp, n_fn, path=None):
+    """Which class is active in which second: counts (C, seconds) of `metrics.segment_f1`. Others are not shown"""
+    shown = np.flatnonzero((n_tp + n_fp + n_fn).any(axis=1))
+    figure = figure_class()(figsize=(8, 0.8 + 0.35 * len(shown)), dpi=100, layout="constrained")
+    panel = figure.subplots()
+    for counts, colour, label in ((n_tp, GOOD, "true and found"), (n_fn, MISSED, "missed"), (n_fp, BAD, "false")):
+        for row, second in np.argwhere(counts[shown] > 0):
+            panel.broken_barh([(second + 0.04, 0.92)], (row - 0.4, 0.8), color=colour)
+        panel.broken_barh([(-5, 1)], (0, 1), color=colour, label=label)  # out of sight, for the legend
+    panel.set(xlim=(0, n_tp.shape[1]), ylim=(len(shown) - 0.5, -0.5), xlabel="seconds")
+    panel.set_xticks(range(n_tp.shape[1] + 1))
+    panel.set_yticks(range(len(shown)), [classes[c] for c in shown])
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return finish(figure, path)
+
+
+def plot_verdicts(truth, found, verdicts, collars, strips=(), path=None):
+    """True events with their collars, found ones below, each with what the scores say of it; strips: drawn above
+
+    truth, found: lists of events; collars: for each true event that of its onset and that of its offset, in seconds;
+    verdicts: for each found event a dict of score -> whether it is right
+    """
+    rows = []  # what stands there, bars
+    for label in dict.fromkeys(event[3] for event in (*truth, *found)):
+        of_class = [(event, collar) for event, collar in zip(truth, collars) if event[3] == label]
+        rows += [(f"{label}, true", of_class)] if of_class else []
+        name = "found" if of_class else f"{label}, found"
+        rows += [(name, [(event, right)]) for event, right in zip(found, verdicts) if event[3] == label]
+    figure, panels = panels_of_strips(strips, [0.3 * len(rows)])
+    figure.set_figwidth(10.5)
+    panel = panels[-1]
+    for row, (kind, events) in enumerate(rows):
+        for (_, onset, offset, _), more in events:
+            true = kind.endswith("true")
+            panel.broken_barh([(onset, offset - onset)], (row - 0.3, 0.6), color="gray" if true else "tab:blue")
+            for edge, collar in zip((onset, offset), more) if true else ():
+                panel.broken_barh([(edge - collar, 2 * collar)], (row - 0.42, 0.84), color=MISSED, alpha=0.45)
+            for k, (score, right) in enumerate(() if true else more.items()):
+                mark, colour = ("✓", GOOD) if right else ("✗", BAD)
+                place = dict(xycoords=panel.get_yaxis_transform(), xytext=(8 + 52 * k, 0), textcoords="offset points")
+                panel.annotate(f"{mark} {score}", (1, row), **place, color=colour, va="center", fontsize=9)
+    panel.set_yticks(range(len(rows)), [kind for kind, _ in rows])
+    panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel="seconds")
+    return finish(figure, path)
+
+
+def plot_curves(panels, path=None):
+    """Curves over the iterations, side by side. panels: dict of title -> dict of label -> (N,) values from 0 on"""
+    figure = figure_class()(figsize=(4.2 * len(panels), 3), dpi=100, layout="constrained")
+    for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for label, values in curves.items():
+            panel.plot(values, marker="o" if len(values) < 30 else None, markersize=3, label=label)
+        panel.set(title=title, xlabel="iterations")
+        if max(map(max, curves.values())) > 50 * min(map(min, curves.values())) > 0:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+        panel.legend(fontsize=8)
+        panel.grid(alpha=0.3)
+    return finish(figure, path)

@@ -1,11 +1,12 @@
 """What every command shares and no paper mentions: one-line errors, whole files, the cache, progress, the device.
 
     InputError, one_line_errors     what is wrong with a command's input, said in one line
-    replacing                       files and folders that appear only when complete
-    save_array .. load_tensors      arrays and tensors on disk; nothing in a file is ever executed
+    damage_as_value_error, foreign  a file is damaged, or there is too little memory, or the disk fails: told apart
+    replacing, writing              files and folders that appear only when complete
+    read_text .. load_tensors       text, arrays and tensors on disk; nothing in a file is ever executed
     cached_table, cached_arrays     work on many files, done once and kept
     read_table                      TSV files
-    open_sound, is_cut              what soundfile does not say by itself
+    open_sound, read_sound          what soundfile does not say by itself
     folder_name, seed ..            types of flags
     show_progress, choose_device
 
@@ -14,10 +15,13 @@ Every file that imports torch imports this one before it: how threads wait must 
 
 import argparse
 import csv
+import errno
 import filecmp
 import functools
 import hashlib
 import io
+import json
+import math
 import os
 import platform
 import re
@@ -31,7 +35,8 @@ import uuid
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +55,15 @@ MACHINE = platform.node()  # the number of a process means nothing on another ma
 PRINTS = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, the first one
 SOUND_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64 .rf64".split()
 RATES = 1000, 400_000  # Hz: from the lowest to the highest of sound files; others are damaged
+LARGEST = 1e10  # of vectors, and of samples that are not scaled: of much larger ones, a network makes infinite numbers
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 # what may be raised where the contents of a foreign file are taken apart
-FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OverflowError)
+# what torch, libsndfile and Python's threads say instead of MemoryError
+NO_MEMORY = r"(out of|not enough|allocate) memory|ALLOC_FAILED|bad_alloc|malloc \(\) failed|can't start new thread"
 
 
 class InputError(Exception):
@@ -66,18 +74,53 @@ def first_line(error):
     return str(error).strip().split("\n")[0][:80]
 
 
-@contextmanager
-def damage_as_value_error():
-    """Around numpy's and torch's readers, which raise a dozen kinds of exceptions for damaged files.
+def out_of_memory(error):
+    """Was there too little memory? Also where another error covers that up, as torch.save's does"""
+    while error:
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
-    A file that is not there, or may not be read, stays an OSError: that is no reason to delete it.
+
+@contextmanager
+def damage_as_value_error(path):
+    """Around readers of a file's content, which raise a dozen kinds of exceptions where it is damaged.
+
+    Where the machine has too little memory, or cannot read the file, that is no reason to call it damaged: it stays a
+    MemoryError or an OSError, and names the file.
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.filename:
+        if out_of_memory(error):
+            raise MemoryError(path) from None
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek beyond the file
+            error.filename = error.filename or str(path)
             raise
-        raise ValueError(first_line(error) or type(error).__name__) from None
+        reason = first_line(error) or type(error).__name__
+        with open(path, "rb") as file:  # a library that reads by itself does not say why it cannot: this does
+            while file.read(2**20):
+                pass
+        raise ValueError(reason) from None
+
+
+@contextmanager
+def foreign(path, complaint):
+    """Around code that takes the content of a file apart: what does not fit becomes an InputError, "path: complaint".
+
+    complaint: where it holds {}, there the reason stands
+    """
+    try:
+        yield
+    except FOREIGN as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"{path}: {complaint.format(first_line(error))}") from None
 
 
 @contextmanager
@@ -93,22 +136,30 @@ def one_line_errors(hint):
     except BrokenPipeError as error:
         forget_stdout()
         complain(error)
-    except (InputError, OSError, MemoryError, FloatingPointError, UnicodeError) as error:
-        complain(error)
-    except RuntimeError as error:
-        if not re.search("(out of|not enough|allocate) memory", str(error)):
-            raise  # a fault of the program; torch has no other error than this one for too little memory
+    except (MemoryError, OSError, RuntimeError, InputError, FloatingPointError, UnicodeError) as error:
+        if out_of_memory(error):
+            wanted = re.search(r"allocate [\d.]+ \w+", str(error))  # torch's line begins with a riddle
+            what = f"cannot {wanted[0]}" if wanted else first_line(error)
+            complain(f"out of memory{': ' if what else ''}{what}; end other programs, or give it less to do at a time")
+        if isinstance(error, RuntimeError):
+            raise  # a fault of the program
         complain(error)
 
 
 def complain(error):
-    print("error:", (str(error) or type(error).__name__).replace("\n", " "), file=sys.stderr)
+    print("error:", shown((str(error) or type(error).__name__).replace("\n", " ")), file=sys.stderr)
     sys.exit(2)
+
+
+def shown(text):
+    """Text with names from files, for a terminal: what would move its cursor is escaped, all but tabs and line breaks"""
+    moves = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # control characters, directions of writing
+    return re.sub(moves, lambda match: f"\\u{ord(match[0]):04x}", text)  # as in JSON
 
 
 def print_whatever_happens():
     """Neither a closed stdout nor a character that a terminal cannot show stops a command; warnings are notes"""
-    warnings.formatwarning = lambda message, *_: f"note   {message}\n"
+    warnings.formatwarning = lambda message, *_: f"note   {shown(str(message))}\n"
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -137,13 +188,28 @@ def replacing(path):
     remove_leftovers(path.parent)
     partial = path.with_name(f"{MACHINE}-{os.getpid()}-{uuid.uuid4().hex}.partial")  # nobody else uses this name
     try:
-        yield partial
-        if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
-            os.replace(partial, path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
+        with writing(path, partial):
+            yield partial
+            if not (partial.is_dir() and path.exists()):  # a folder: another process was faster
+                os.replace(partial, path)
     finally:
         remove(partial)
+
+
+@contextmanager
+def writing(path, partial=None):
+    """Around the writing of a file: an error names it. partial: the name that it has until it is complete"""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, soundfile.SoundFileError) as error:
+        if out_of_memory(error):
+            raise MemoryError(path) from None
+        if not isinstance(error, (OSError, soundfile.SoundFileError)):
+            raise
+        name = str(getattr(error, "filename", None) or path)
+        if not name.startswith((str(path), str(partial))) and not str(path).startswith(name):
+            raise  # of another file, which was read meanwhile
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
 
 
 @functools.cache
@@ -165,6 +231,19 @@ def remove(path):
             path.unlink()
 
 
+def json_text(content, indent=None):
+    """JSON. It knows neither nan nor infinity: null"""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(x) for key, x in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(x) for x in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(content), indent=indent)
+
+
 def write_text(path, text):
     with replacing(path) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8")
@@ -182,15 +261,28 @@ NPY_HEADERS = threading.Lock()  # CPython before 3.11.8 at times fails to parse 
 
 def load_array(path):
     """np.load of one array or archive; nothing in the file is executed. Raises ValueError for damaged files"""
-    with damage_as_value_error(), NPY_HEADERS:
-        return np.load(path, allow_pickle=False)
+    with damage_as_value_error(path), NPY_HEADERS:
+        try:
+            return np.load(path, allow_pickle=False)
+        except MemoryError as error:
+            short = error
+        with suppress(OSError):
+            np.load(path, mmap_mode="r", allow_pickle=False)  # ValueError where a header promises more than there is
+        raise short
+
+
+def map_array(path):
+    """An array on disk, memory-mapped. Raises ValueError for damaged files"""
+    with damage_as_value_error(path):
+        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def save_tensors(path, content):
     """torch.save"""
-    buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
-    torch.save(content, buffer)
     with replacing(path) as partial:
+        buffer = io.BytesIO()  # into a file itself, torch tells in riddles that the disk is full
+        torch.save(content, buffer)
         partial.write_bytes(buffer.getbuffer())
 
 
@@ -199,16 +291,45 @@ def load_tensors(path):
 
     Raises ValueError for damaged files.
     """
-    with damage_as_value_error():
+    with damage_as_value_error(path):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch compresses nothing
                 if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
                     raise ValueError("compressed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError as error:
+            wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
+            if wanted and int(wanted[1]) > os.path.getsize(path):
+                raise ValueError("promises more than it holds") from None
+            raise
+
+
+def read_text(path):
+    """Text in UTF-8. Raises ValueError for what is none"""
+    with damage_as_value_error(path):
+        return Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no text
+
+
+def load_json(path):
+    """What a JSON file holds. Raises ValueError for damaged files, and for infinite numbers (nan: "not defined")"""
+
+    def number(text):
+        if math.isinf(float(text)):
+            raise ValueError(f"{text} is no number")
+        return float(text)
+
+    with damage_as_value_error(path):
+        return json.loads(read_text(path), parse_float=number, parse_constant=number)
+
+
+def usable(vectors):
+    """Are all values of an array finite, and not too large to be computed with?"""
+    return float(np.abs(vectors).max(initial=0)) <= LARGEST  # a float in Python: float16 knows no 1e10
 
 
 def same_form(found, wanted):
-    """Do two contents of files agree in all but their numbers? Tensors must be finite, too"""
+    """Do two contents of files agree in all but their numbers? These must be finite; a tensor has memory for all"""
     if isinstance(wanted, dict):
         alike = isinstance(found, dict) and found.keys() == wanted.keys()
         return alike and all(same_form(found[key], wanted[key]) for key in wanted)
@@ -217,8 +338,18 @@ def same_form(found, wanted):
     if isinstance(wanted, (list, tuple)):
         return len(found) == len(wanted) and all(map(same_form, found, wanted))
     if isinstance(wanted, torch.Tensor):
-        return (found.shape, found.dtype) == (wanted.shape, wanted.dtype) and bool(found.isfinite().all())
-    return True
+        alike = (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        whole = alike and found.untyped_storage().nbytes() >= found.numel() * found.itemsize
+        return whole and bool(found.isfinite().all())
+    return not isinstance(wanted, float) or math.isfinite(found)
+
+
+def name_unusable(part, stream, paths, present, log):
+    """A line for the clips of a part whose vectors count as missing; paths: None where there are no vectors"""
+    bad = [path.name for path, usable in zip(paths, present) if path and not usable]
+    if bad:
+        what = f"{stream} files are not finite, or beyond {LARGEST:g}: counted as missing"
+        log(f"       {part:10} {len(bad):5d} {what}: {', '.join(bad[:3])}{' ..' if len(bad) > 3 else ''}")
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -285,13 +416,11 @@ def cached(folder, make, wanted):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     try:
-        # mode "c": a tensor over it may be written to as far as torch knows, yet nothing reaches the file
-        with damage_as_value_error():
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in wanted}
+        arrays = {name: map_array(folder / f"{name}.npy") for name in wanted}
         if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
             raise ValueError("other shapes or types")
         return arrays
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{folder}: the cache is damaged ({first_line(error)}); delete this folder") from None
 
 
@@ -314,6 +443,14 @@ def in_chunks(function, items, label, log, size=50):
     log(f"       {label}: {len(items)} clips in {time.monotonic() - started:.1f} s")
 
 
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def visible(folder, pattern):
+    """Sorted paths in a folder, without the hidden ones that systems leave there: .DS_Store, ._clip.wav"""
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +460,10 @@ def read_table(path, columns):
     Text is in Unicode's form NFC, as in `files_in`: an "ü" is one whether it was typed as one character or as two.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # utf-8-sig: a byte order mark is no text
-        lines = unicodedata.normalize("NFC", text).split("\n")
+        lines = unicodedata.normalize("NFC", read_text(path)).split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
     header = lines[0].split("\t")
     if missing := [name for name in columns if name not in header]:
@@ -400,9 +536,9 @@ def read_layout(root, partitions, needed=()):
             if not pair[0] and name != "unlabelled":
                 raise InputError(f"{place}: {name} clips have labels; name their table")
             table, folder = inside(root, place, pair[0]) if pair[0] else None, inside(root, place, pair[1])
-            if table and not table.is_file():
+            if table and not os.path.isfile(table):  # unlike Path.is_file, also where the name is too long
                 raise InputError(f"{place}: there is no file {table}; correct the row, or take it out")
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise InputError(f"{place}: there is no folder {folder}; correct the row, or take it out")
             if (table, folder) in layout.setdefault(name, []):
                 raise InputError(f"{place}: repeats an earlier row; take one of them out")
@@ -490,28 +626,174 @@ def is_sound(name):
 def open_sound(path):
     """soundfile.SoundFile, to be read from its beginning on; InputError for what cannot be decoded"""
     try:
-        with soundfile.SoundFile(path) as file:
+        sizes = mended_sizes(path) if is_wav(path) else {}
+        mended = Mended(path, sizes) if sizes else nullcontext(path)
+        with damage_as_value_error(path), mended as source, soundfile.SoundFile(source) as file:
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise InputError(f"{path}: {file.samplerate} samples per second, not {RATES[0]} to {RATES[1]}; mend it")
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
             yield file
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # soundfile lets out several kinds for damaged headers
+    except ValueError as error:
         raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
 
 
-def is_cut(file, n_read):
-    """Does a sound file that was read to its end hold less than its header promises?"""
-    log = file.extra_info  # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
-    promised = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should", log, re.M)
-    if any(int(size) < 2e9 for size in promised):  # 2 GB or more: written to a pipe, where the length was not known
-        return True
-    if file.format == "OGG" and re.search("lacks an end-of-stream|Junk after the last page|reports a hole", log):
-        return True
-    if file.frames > 2**62:  # unknown, as FLAC may have it
-        return file.format == "OGG"
-    return n_read < file.frames * (0.99 if "MPEG" in file.subtype else 1)  # an MP3's header guesses
+def is_wav(path):
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(12)
+        return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
+    return False
+
+
+def is_chained(path):
+    """Is a file several Ogg recordings in a row? soundfile reads only the first of them, and says nothing"""
+    with open(path, "rb") as file:
+        begun = False  # has a page come that is not the first of a stream?
+        while (page := file.read(27))[:4] == b"OggS" and len(page) == 27:
+            is_first = page[5] & 2
+            if is_first and begun:
+                return True
+            begun = begun or not is_first
+            file.seek(sum(file.read(page[26])), os.SEEK_CUR)  # the sizes of its parts
+    return False
+
+
+def read_sound(path, file, size, strict=True):
+    """Yield what an open sound file holds, (up to `size`, channels) float32.
+
+    Raises InputError where it holds less than its header promises. Not strict: where it only ends too early, that is
+    a warning, if it is by more than a second.
+    """
+    n_read, n = 0, size
+    while n:
+        block = np.empty((size, file.channels), np.float32)
+        try:
+            n = len(file.read(out=block))
+        except soundfile.SoundFileError as error:
+            n = file.tell() - n_read  # decoded before the error, so they are in the block
+            if strict or out_of_memory(error) or not 0 < file.tell() < file.frames:
+                raise
+        n_read += n
+        if n:
+            yield block[:n]
+    promised, cut = promised_frames(file, n_read), False
+    if file.format == "OGG":
+        if is_chained(path):
+            raise InputError(f"{path}: several Ogg recordings in a row, of which one is read; join them anew")
+        cut = "lacks an end-of-stream" in file.extra_info or file.frames > 2**62
+        if "reports a hole" in file.extra_info or "Junk after the last page" in file.extra_info and not cut:
+            raise InputError(f"{path}: a part in its middle cannot be decoded; get it anew, or delete it")
+    if strict and (cut or n_read < promised):
+        raise InputError(f"{path}: holds less sound than its header promises; get it anew, or delete it")
+    warn_if_short(path, n_read / file.samplerate, promised / file.samplerate)
+
+
+def promised_frames(file, n_read):
+    """How many samples the header of a sound file promises that was read to its end; n_read where it does not say"""
+    # libsndfile takes what is there, and only its log tells: "data : 320000 (should be 160000)"
+    sizes = r"^ *(?:data|SSND|Data Size|riff|Riff size) +: (\d+) \(should be (\d+)"
+    for promised, there in re.findall(sizes, file.extra_info, re.M):
+        if int(there) < int(promised) < 2e9:  # 2 GB or more: written to a pipe, where the length was not known
+            return n_read * int(promised) / max(1, int(there))
+    if file.frames > 2**62:  # FLAC and Ogg may not know
+        return n_read
+    return file.frames * (0.99 if "MPEG" in file.subtype else 1)  # the header of an MP3 guesses
+
+
+# The size that the header of a WAV file gives its sound may be too small: that of more than 4 GB begins anew at 0, and
+# a recorder that loses power does not come to write it. What follows then is sound, unless another chunk begins there.
+CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"JUNK", b"junk", b"FLLR", b"PAD ", b"bext", b"iXML", b"axml", b"cue ", b"fact")
+
+
+def mended_sizes(path):
+    """WAV file -> {place: bytes} that its header should hold; empty where it is right.
+
+    Warns where more than a second may be sound but cannot be told from other content, and so is left out.
+    """
+    end = os.path.getsize(path)
+    with open(path, "rb") as file:
+
+        def chunk(place):
+            """What may be a chunk -> its name, its size, the place after it"""
+            file.seek(place)
+            name, size = file.read(4), int.from_bytes(file.read(4), "little")
+            return name, size, place + 8 + size + size % 2
+
+        is_64 = file.read(4) == b"RF64"  # which may pass 4 GB
+        size_64 = per_second = 0
+        place = 12
+        name, size, after = chunk(place)
+        while name != b"data":
+            if after >= end:
+                return {}
+            content = file.read(16)
+            if name == b"ds64":
+                size_64 = int.from_bytes(content[8:], "little")
+            if name == b"fmt ":
+                per_second = int.from_bytes(content[8:12], "little")
+            place = after
+            name, size, after = chunk(place)
+        begin = place + 8
+        size = size_64 if is_64 else size
+        rest = begin + size + size % 2
+        name, _, after = chunk(rest)
+        followed = False
+        while name in CHUNKS or len(name) == 4 and after <= end + 1 and re.fullmatch(rb"[ -~]{4}", name):
+            followed, rest = True, after
+            name, _, after = chunk(rest)
+        file.seek(rest)
+        is_long = end - rest > max(1, per_second)
+        if not followed and (size == 0 < end - rest or is_long and any(file.read(2**16))):
+            if is_64:
+                return {20: (end - 8).to_bytes(8, "little"), 28: (end - begin).to_bytes(8, "little")}
+            # libsndfile takes this for a file that was not closed, and reads all that is there, be it over 4 GB
+            return {4: (8).to_bytes(4, "little"), begin - 4: bytes(4)}
+    if is_long:
+        left = clock((end - rest) / max(1, per_second))
+        warnings.warn(f"{path}: {left} may be sound but lie behind what its header calls so: left out", stacklevel=2)
+    return {}
+
+
+class Mended(io.FileIO):
+    """A file that is read as if it held other bytes in a few places: {place: bytes}"""
+
+    def __init__(self, path, places):
+        super().__init__(path)
+        self.places = places
+
+    def readinto(self, buffer):
+        begin, n = self.tell(), super().readinto(buffer)
+        for place, content in self.places.items():
+            for at, byte in enumerate(content, place - begin):
+                if 0 <= at < n:
+                    memoryview(buffer)[at : at + 1] = bytes([byte])
+        return n
+
+
+def warn_if_short(path, seconds, promised):
+    """Of a recording that was cut: sound that ends more than a second before its header says"""
+    if seconds < promised - 1:
+        warnings.warn(f"{path}: its sound ends after {clock(seconds)}, its header says {clock(promised)}", stacklevel=2)
+
+
+def resampled(blocks, resample, wanted):
+    """(rate, block) pairs of one recording, blocks (n,) -> blocks of what resample(the whole, rate) would be.
+
+    resample: scipy.signal.resample_poly to the rate `wanted`. Its filter reaches 10 * max(up, down) / up samples to
+    either side. So a block is resampled once that much of what follows is known, together with what went before. All
+    cuts are at multiples of `down`: there the two grids meet.
+    """
+    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
+    for rate, block in blocks:
+        up, down = wanted // gcd(rate, wanted), rate // gcd(rate, wanted)
+        margin = 11 * down
+        known = np.concatenate([known, block])
+        ready = (len(known) - margin) // down * down
+        if ready - done > margin:  # speed: else, at odd rates, most of the work is done again and again
+            yield resample(known[: ready + margin], rate)[done // down * up : ready // down * up]
+            forget = max(0, ready - margin)
+            known, done = known[forget:], ready - forget
+    if len(known):
+        yield resample(known, rate)[done // down * up :]
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -571,7 +853,7 @@ def show_progress(label, done, total, started, stream=None):
         return
     stream = stream or sys.stdout
     left = (time.monotonic() - started) / done * (total - done)
-    line = f"       {label}: {done}/{total} | {clock(left)} left"
+    line = shown(f"       {label}: {done}/{total} | {clock(left)} left")
     if stream.isatty():  # "\033[K" erases what is left of a longer line; "\r" lets the next line take the place
         print(f"{line if done < total else ''}\033[K", end="\r", flush=True, file=stream)
     elif done % 100 == 0:
@@ -596,6 +878,8 @@ def choose_device(name, precision="fp32"):
     try:
         torch.zeros(1, device=name).cpu()
     except Exception as error:  # each kind of device that is absent has its own
+        if out_of_memory(error):
+            raise
         raise InputError(f"--device {name}: not available here ({first_line(error)}); use --device auto") from None
     device = torch.device(name)
     if precision == "tf32" and device.type != "cuda":

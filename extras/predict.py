@@ -19,19 +19,16 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from math import gcd
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
-import soundfile
 
 from extras import plumbing  # before torch, see there
 from extras.plumbing import InputError
@@ -50,6 +47,7 @@ SUFFIXES = SOUND_SUFFIXES + tuple(  # what counts as a recording in a folder
     ".mp3 .m4a .aac .opus .oga .wma .aif .aiff .aifc .au .caf .amr .w64 .mka .ac3 .mp4 .m4v .mov .mkv .webm .ogv .avi "
     ".mpg .mpeg .ts .mts .m2ts .3gp .flv .wmv .mxf".split()
 )
+NO_CELL = "[\t\r\n\ud800-\udfff]"  # in a name: it would break the table
 STRIDE = FRAMES // 2  # ours: output frames from one window to the next
 STRIDE_SAMPLES = STRIDE * 8 * HOP  # 80,128 samples, 5.008 s
 TOY_MODEL = "trained on synthesised sounds: what it finds in recordings means nothing"
@@ -61,18 +59,20 @@ WINDOW_BATCH = 20  # windows that go through the network at a time: some 200 MB
 
 
 def is_sound_file(path):
-    return Path(path).suffix.lower() in SOUND_SUFFIXES
+    """Whether soundfile reads it; but where an Ogg file is several recordings in a row, only ffmpeg reads all"""
+    by_name = Path(path).suffix.lower() in SOUND_SUFFIXES
+    return plumbing.is_wav(path) or by_name and not (Path(path).is_file() and plumbing.is_chained(path))
 
 
 def read_blocks(path):
     """Recording -> yields blocks of it: (samples,) float32 at 16 kHz, channels averaged; peaks stay as they are.
 
-    Put together, the blocks are what `features.read_mono` makes of the file. Of files
-    other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound; one that begins after the picture gets
-    silence before it. Raises InputError where there is no sound, or none that can be decoded.
+    Put together, the blocks are what `features.read_mono` makes of the file, except that a recording that was cut is
+    taken, with a warning. Of files other than wav, flac and ogg, ffmpeg decodes, mixes and resamples the sound, see
+    `embeddings.ffmpeg_blocks`. Raises InputError where there is no sound, or none that can be decoded.
     """
     heard = False
-    for block in resampled(features.sound_blocks(path)) if is_sound_file(path) else ffmpeg_blocks(path):
+    for block in sound_file_blocks(path) if is_sound_file(path) else embeddings.ffmpeg_blocks(path):
         if not np.isfinite(block).all():
             raise InputError(f"{path}: holds samples that are not finite; mend the file")
         heard = heard or len(block) > 0
@@ -81,70 +81,16 @@ def read_blocks(path):
         raise InputError(f"{path}: holds no audio; name a file with sound")
 
 
-def ffmpeg_blocks(path):
-    # silence where there is no sound yet, or none for a while; first to 16 kHz, as ffmpeg keeps such silence in memory
-    sound = f"aformat=flt:{SAMPLE_RATE}:mono,aresample=async=1:first_pts=0"
-    command = [*embeddings.ffmpeg_command(path), "-vn", "-af", sound, "-f", "f32le", "-"]
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process,
-    ):
-
-        def next_block():
-            timer = threading.Timer(embeddings.PATIENCE, process.kill)
-            timer.start()
-            try:
-                return process.stdout.read(4 * CLIP_SAMPLES)
-            finally:
-                timer.cancel()
-
-        try:
-            while block := next_block():
-                yield np.frombuffer(block, np.float32, len(block) // 4)
-        except BaseException:  # also where nobody wants the rest
-            process.kill()
-            raise
-        returncode = process.wait()
-        complaints.seek(0)
-        said = complaints.read()
-        if b"Failed to compensate" in said:
-            raise InputError(f"{path}: its sound begins, or goes on, after more than an hour of nothing; cut the file")
-        if returncode:
-            reason = embeddings.ffmpeg_reason(returncode, said)
-            raise InputError(f"{path}: no sound ({reason}); name a file with sound")
-
-
-def resampled(blocks):
-    """(rate, block) pairs of one recording, which `features.sound_blocks` yields -> blocks at 16 kHz.
-
-    equals: scipy.signal.resample_poly of the whole. Its filter reaches 10 * max(up, down) / up samples to either side,
-    so a block is resampled once that much of what follows is known, together with what went before. All cuts are at
-    multiples of `down`: there the two grids meet.
-    """
-    known, done = np.zeros(0, np.float32), 0  # samples not let go of yet, and how many of them are resampled already
-    for rate, block in blocks:
-        up, down = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
-        margin = 11 * down
-        known = np.concatenate([known, block])
-        ready = (len(known) - margin) // down * down
-        if ready > done:
-            yield scipy.signal.resample_poly(known[: ready + margin], up, down)[done // down * up : ready // down * up]
-            forget = max(0, ready - margin)
-            known, done = known[forget:], ready - forget
-    if len(known):
-        yield scipy.signal.resample_poly(known, up, down)[done // down * up :]
+def sound_file_blocks(path):
+    return plumbing.resampled(features.sound_blocks(path, strict=False), features.resample, SAMPLE_RATE)
 
 
 def recording_seconds(path):
     """How long a recording is by its header, which may be off; 0 where it does not say"""
     if is_sound_file(path):
-        try:
-            return soundfile.info(path).duration
-        except Exception as error:  # soundfile lets out several kinds for damaged headers
-            raise InputError(f"{path}: cannot be decoded ({error}); mend the file") from None
-    header = embeddings.run_ffmpeg(path, ["-v", "info"], []).stderr.decode(errors="replace")
-    match = re.search(r"Duration: (\d+):(\d+):(\d+)", header)
-    return sum(int(number) * unit for number, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
+        with plumbing.open_sound(path) as file:
+            return file.frames / file.samplerate if file.frames < 2**62 else 0
+    return embeddings.describe(path).seconds
 
 
 def has_picture(path):
@@ -191,10 +137,11 @@ def vectors_of_windows(path, starts, networks, stored):
     vectors = {stream: [array if start == 0 else None for start in starts] for stream, array in stored.items()}
     vectors |= {stream: [] for stream in networks}
     if networks:
-        for frames in embeddings.decode_ahead([(path, start, CLIP_SECONDS) for start in starts]):
-            blind = isinstance(frames, InputError)  # mostly because the picture ends before the sound
-            for stream, network in networks.items():
-                vectors[stream].append(None if blind else embeddings.clip_vectors(network, frames, path))
+        with closing(embeddings.decode_ahead([(path, start, CLIP_SECONDS) for start in starts])) as decoded:
+            for frames in decoded:
+                blind = isinstance(frames, InputError)  # mostly because the file breaks off
+                for stream, network in networks.items():
+                    vectors[stream].append(None if blind else embeddings.clip_vectors(network, frames, path))
     return vectors
 
 
@@ -205,8 +152,8 @@ def windows_as_clips(path, log_mel, vectors, statistics):
         of_stream = vectors.get(stream, [None] * len(log_mel))
         if wrong := {array.shape[1] for array in of_stream if array is not None} - {mean.size}:
             raise InputError(f"{path}: {stream} vectors are {wrong.pop()} wide, but the model learnt from {mean.size}")
-        # vectors with values that are not finite count as missing, as they do in training
-        part.present[stream] = np.array([array is not None and np.isfinite(array).all() for array in of_stream])
+        # vectors with values that are not finite, or far out, count as missing, as they do in training
+        part.present[stream] = np.array([array is not None and plumbing.usable(array) for array in of_stream])
         blank = np.zeros((FRAMES, mean.size))
         part.visual[stream] = np.stack([blank if array is None else array for array in of_stream]).astype(np.float32)
     return part
@@ -248,7 +195,7 @@ class Trained:
 def load_model(path, device="auto"):
     """The model.pt of a finished run -> Trained; raises InputError for any other file"""
     device = plumbing.choose_device(device)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; name the model.pt that a run left")
     remedy = "name the model.pt that a run left"
     state = runs.load(path, remedy)
@@ -261,17 +208,17 @@ def load_model(path, device="auto"):
             raise ValueError(what)
 
     def statistics(pair):
-        pair = np.stack([values.numpy() for values in pair])
-        check(pair.dtype == np.float32 and pair.shape == (2, pair.shape[-1]) and np.isfinite(pair).all(), "statistics")
+        check(plumbing.same_form(pair, [torch.empty(len(pair[0]), device="meta")] * 2), "statistics")
         check((pair[1] > 0).all(), "standard deviations")
-        return pair
+        return np.stack([values.numpy() for values in pair])
 
-    try:
+    with plumbing.foreign(path, f"not the model.pt of a finished run ({{}}); {remedy}"):
         visual = {stream: statistics(pair) for stream, pair in state["visual_statistics"].items()}
         data = features.DataSet(state["classes"], {}, statistics(state["mel_statistics"]), visual)
         check(data.mel_statistics.shape[1] == features.MELS, "statistics of log-mel")
         n, weight = len(data.classes), state["infer_weight"]
         check(data.classes == sorted({str(label) for label in data.classes}), "classes")
+        check(not any(re.search(NO_CELL, label) for label in data.classes), "a class name that no table can hold")
         student = MultiEncoder(n, {stream: pair.shape[1] for stream, pair in visual.items()}, state["config"]["base"])
         fits = plumbing.same_form(state["weights"], student.state_dict())
         check(fits, "weights of another architecture, or not finite")
@@ -280,9 +227,6 @@ def load_model(path, device="auto"):
         check(threshold.shape == window.shape == (n,) and np.isfinite(threshold).all(), "thresholds")
         check(window.dtype.kind == "i" and np.isin(window, range(1, 1000, 2)).all(), "windows")
         check(1e-6 <= weight <= 1, "acoustic weight")
-    except (AssertionError, *plumbing.FOREIGN) as error:  # the first is avsed.py's, of the base
-        reason = plumbing.first_line(error)
-        raise InputError(f"{path}: not the model.pt of a finished run ({reason}); {remedy}") from None
     return Trained(student.to(device), data, weight, threshold, window, device, state.get("toy_data") is True)
 
 
@@ -327,8 +271,6 @@ def hear(trained, path, networks, stored, keep_log_mel=False, writer=None, show_
         vectors = vectors_of_windows(path, [start / SAMPLE_RATE for start, _ in batch], networks, stored)
         part = windows_as_clips(path, log_mel, vectors, statistics)
         scores.append(train.predict(trained.student, trained.data, part, [weight], trained.device)[weight][0])
-        if not np.isfinite(scores[-1]).all():
-            raise FloatingPointError(f"{path}: the network makes no finite numbers of it; is its model.pt damaged?")
         if keep_log_mel:  # to be looked at, each window as loud as it is
             peaks = np.array([np.abs(sound).max() or 1 for _, sound in batch])
             maps.append((log_mel + np.log(peaks)[:, None, None]).astype(np.float16))
@@ -447,7 +389,7 @@ ENDINGS = {"tsv": ".tsv", "audacity": ".txt", "json": ".json", "srt": ".srt"}
 
 
 def note(line):
-    print(line, file=sys.stderr, flush=True)
+    print(plumbing.shown(line.replace("\n", " ")), file=sys.stderr, flush=True)
 
 
 def find_recordings(files, folder):
@@ -488,7 +430,7 @@ def recordings_below(folder):
 
 def check_names(names, out):
     """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
     if out and out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out wants a folder")
@@ -529,7 +471,7 @@ def is_done(args, path, name):
 
 def listen(args, trained, path, name, networks, stored):
     """-> what was heard, and for --page its sound as a file's bytes"""
-    if re.search("[\t\r\n\ud800-\udfff]", name):
+    if re.search(NO_CELL, name):
         raise InputError(
             f"{name!r}: a tab, a line break or what is no text in the name would break the table; rename the file"
         )
@@ -557,7 +499,7 @@ def write_files(args, trained, path, name, heard, sound, rows, truth):
     classes = trained.data.classes
     if args.plot:
         events_drawn = [row[:4] for row in rows]
-        plots.plot_clip(Path(f"{beginning}.png"), log_mel, classes, frame_scores, events_drawn, truth or ())
+        plots.plot_clip(log_mel, classes, frame_scores, events_drawn, truth or (), Path(f"{beginning}.png"))
     if args.page:
         threshold = trained.threshold if args.threshold is None else np.full(len(classes), args.threshold)
         facts = [plumbing.clock(heard.seconds), f"events: {len(rows)}", *seen(heard), about(args, trained)]
@@ -571,7 +513,7 @@ def write_files(args, trained, path, name, heard, sound, rows, truth):
         plumbing.save_array(Path(f"{beginning}.attention.npy"), weights)
         frames = embeddings.read_frames(path) if has_picture(path) else ()
         picture = Path(f"{beginning}.attention.png")
-        plots.plot_attention(picture, heard.first.log_mel[0], encoders, weights[-1], frames)
+        plots.plot_attention(heard.first.log_mel[0], encoders, weights[-1], frames, picture)
         note(f"       {name}: attention of {' and '.join(encoders)} in its first ten seconds")
 
 
@@ -598,7 +540,7 @@ def tell(name, place, heard, rows, networks, stored):
         if networks:
             reason = "no picture can be read"
         elif stored:
-            reason = "the vectors hold values that are not finite"
+            reason = f"the vectors hold values that are not finite, or beyond {plumbing.LARGEST:g}"
         else:
             reason = "--weights or --visual-file would add what is seen"
         note(f"note   {name}: predicted from sound alone (acoustic weight 1): {reason}")
@@ -639,7 +581,7 @@ def run(args, folder):
         else:
             try:
                 heard, sound = listen(args, trained, path, name, networks, stored)
-            except (InputError, FloatingPointError) as error:
+            except (InputError, FloatingPointError, PermissionError) as error:
                 line = str(error).replace(folder + os.sep, "").replace("\n", " ")  # stdin has its plain name
                 if not several:
                     raise InputError(line) from None
@@ -661,7 +603,7 @@ def run(args, folder):
             text = text.partition("\n")[2]  # the rows
             table.append(text)
         if args.format == "tsv" or not args.out:
-            print(text, end="", flush=True)
+            print(plumbing.shown(text), end="", flush=True)
     if args.out and args.format == "tsv":
         write_whole(Path(args.out) / "predictions.tsv", "".join(table))
     if failed:

@@ -12,7 +12,6 @@ Nothing here depends on the network, the data or the method: they come as argume
 """
 
 import hashlib
-import json
 import math
 import time
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from extras import plumbing  # before torch, see there
-from extras.plumbing import FOREIGN, InputError
+from extras.plumbing import InputError, foreign
 
 import torch  # isort: skip
 
@@ -70,12 +69,14 @@ class Log:
         self.lines, self.path = [], None
 
     def __call__(self, line):
+        line = plumbing.shown(line)
         if plumbing.PRINTS:
             print(line, flush=True)
         self.lines.append(f"{line}\n")
         if self.path:
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write("".join(self.lines))
+            with plumbing.writing(self.path):
+                with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write("".join(self.lines))
             self.lines = []
 
 
@@ -85,6 +86,16 @@ def check_losses(losses, begin):
         if not all(map(math.isfinite, row)):
             named = ", ".join(f"{name} {value:.4g}" for name, value in zip(LOSSES, row))
             raise FloatingPointError(f"the loss is not finite at iteration {t}: {named}; nothing of this epoch is kept")
+
+
+def check_scores(part, predicted):
+    """predicted: dict of audio weight -> frame scores (N, 64, C), clip scores (N, C) of the N clips of a Partition"""
+    for frame_scores, clip_scores in predicted.values():
+        wrong = ~(np.isfinite(frame_scores).all((1, 2)) & np.isfinite(clip_scores).all(1))
+        for i in np.flatnonzero(wrong)[:1]:
+            inputs = ["log-mel", *(stream for stream in part.present if part.present[stream][i])]
+            what = f"of {' + '.join(inputs)} the network makes no finite numbers; are its weights damaged?"
+            raise FloatingPointError(f"{part.name}, {part.filenames[i]}: {what}")
 
 
 # --- an unfinished run -----------------------------------------------------------------------------------------------
@@ -118,19 +129,19 @@ def resume(folder, config, data, student, teacher, optimizer):
         return data, 0
     state = read_state(path, config, data)
     epochs = epochs or state.get("epoch")
-    try:
+    with foreign(path, "of another architecture or optimizer, or damaged ({}); name another --out"):
         if type(epochs) is not int or not 1 <= epochs <= config.epochs:
             raise ValueError("epoch")
         for name, part in parts.items():
             found, fresh = state[name], part.state_dict()
             if part is optimizer:  # its settings are those of the code, only what it has gathered is restored
-                found = {"state": found["state"], "param_groups": fresh["param_groups"]}
+                gathered = found["state"]
+                for i, wanted in fresh["state"].items():  # another torch may gather more
+                    gathered[i] = {key: gathered[i][key] for key in wanted}
+                found = {"state": gathered, "param_groups": fresh["param_groups"]}
             if not plumbing.same_form(found, fresh):
                 raise ValueError(name)
             part.load_state_dict(found)
-    except FOREIGN as error:
-        reason = f"of another architecture or optimizer, or damaged ({plumbing.first_line(error)})"
-        raise InputError(f"{path}: {reason}; name another --out") from None
     mel = [values.numpy() for values in state["mel_statistics"]]
     visual = {name: [values.numpy() for values in pair] for name, pair in state["visual_statistics"].items()}
     return replace(data, mel_statistics=mel, visual_statistics=data.visual_statistics | visual), epochs
@@ -157,7 +168,8 @@ def keeper(folder, config, data):
 
 def add_row(path, number, row):
     """Row `number` (1, 2 ..) of a TSV file, in the place of all that stand there from it on: of an epoch done again"""
-    lines = path.read_text(encoding="utf-8").splitlines()[:number] if path.exists() else ["\t".join(row)]
+    with foreign(path, "is no text ({}); move it away: without it the run goes on, too"):
+        lines = plumbing.read_text(path).splitlines()[:number] if path.exists() else ["\t".join(row)]
     lines.append("\t".join(str(value) if isinstance(value, int) else f"{value:.6g}" for value in row.values()))
     plumbing.write_text(path, "\n".join(lines))
 
@@ -176,7 +188,7 @@ def load(path, remedy="name another --out"):
 def read_state(path, config, data):
     """checkpoint.pt or model.pt -> what it holds; InputError unless of a run with this configuration on these clips"""
     state, now = load(path), description(config, data)
-    try:
+    with foreign(path, "was not written by this program, or by an older version; name another --out"):
         stored, wanted = state["config"], asdict(config)
         del wanted["data"]  # the folder may have moved, or have several names
         differs = [f"{key} {stored.get(key)}" for key, value in wanted.items() if stored.get(key) != value]
@@ -185,11 +197,8 @@ def read_state(path, config, data):
         statistics = "mel_statistics", "visual_statistics"
         if not differs and not all(plumbing.same_form(state[name], now[name]) for name in statistics):
             raise ValueError("statistics")
-    except FOREIGN:
-        origin = "was not written by this program, or by an older version"
-        raise InputError(f"{path}: {origin}; name another --out") from None
     if differs:
-        raise InputError(f"{path}: is of a run with {', '.join(differs)}; give the same flags, or another --out")
+        raise InputError(f"{path}: is of a run with {', '.join(differs)[:200]}; give the same flags, or another --out")
     return state
 
 
@@ -211,25 +220,25 @@ def check_report(report, path, scores, audio_weights=()):
 
     audio_weights: those that a run with video must have been scored with
     """
-    try:
-        by_weight = report["by_weight"]
+    with foreign(path, "its scores are damaged; move its folder away, and the run is done again"):
+        weight, by_weight = report["infer_weight"], report["by_weight"]
+        if type(weight) is not float:
+            raise ValueError("acoustic weight")
         if report["config"]["visual"] and not {str(weight) for weight in audio_weights} <= by_weight.keys():
             raise ValueError("acoustic weights")
         for parts in by_weight.values():
             for part in (parts["validation"], *parts.values()):
                 if not all(part[name] is None or 0 <= part[name] <= 1 for name in scores):
                     raise ValueError("a score")
-        if report["scores"] != by_weight[str(report["infer_weight"])]:
+        if report["scores"] != by_weight[str(weight)]:
             raise ValueError("two kinds of scores")
-    except FOREIGN:
-        raise InputError(f"{path}: its scores are damaged; delete its folder, and the run is done again") from None
 
 
 def finish(folder, config, data, report, student):
     """Write metrics.json and model.pt -> the report as metrics.json has it"""
     report = description(config, data) | as_text_can_hold(report) | {"streams": list(data.visual_statistics)}
     readable = without_tensors(report)
-    plumbing.write_text(folder / "metrics.json", json.dumps(readable, indent=1))
+    plumbing.write_text(folder / "metrics.json", plumbing.json_text(readable, indent=1))
     plumbing.save_tensors(folder / "model.pt", report | {"weights": student.state_dict()})  # last: now it is finished
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return readable

@@ -17,6 +17,7 @@ import math
 import sys
 import unicodedata
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,15 @@ from extras import plumbing, runs  # before torch, see plumbing
 
 import features
 import metrics
-from extras.plumbing import InputError, one_line_errors, parse_number, positive, read_table
+from extras.plumbing import InputError, one_line_errors, parse_number, positive, read_table, shown
 from features import CLIP_SECONDS, DAY, read_strong, read_weak
-from metrics import PSDS1, PSDS2, clip_f1, event_f1, psds, segment_f1
+from metrics import PSDS1, PSDS2, event_f1, f1_of_counts, psds, segment_f1
 
+# ours: as sed_scores_eval, exact PSDS lets a share count that is just large enough: float64 may make it a little less
+ALMOST = {
+    name: {share: criteria[share] - 1e-9 for share in ("dtc_threshold", "gtc_threshold", "cttc_threshold")}
+    for name, criteria in (("PSDS1", PSDS1), ("PSDS2", PSDS2))
+}
 RUN = "predictions", "predictions_SBF1", "predictions_CBF1", "predictions_PSDS1", "predictions_PSDS2", "durations"
 
 
@@ -106,13 +112,11 @@ def note(what, names):
         warnings.warn(f"{len(names)} {what}: {', '.join(different[:5])}{' ...' if len(different) > 5 else ''}")
 
 
-def tags_of(events, files, classes):
-    """(N, C) bool: the file has an event of the class."""
-    row, column = ({name: i for i, name in enumerate(names)} for names in (files, classes))
-    tags = np.zeros((len(files), len(classes)), bool)
-    for name, _, _, label in events:
-        tags[row[name], column[label]] = True
-    return tags
+def clip_f1(reference, estimated, classes):
+    """metrics.clip_f1 of events, whose times say nothing; speed: no matrix of files and classes, which may be large"""
+    ref, est = ({(name, label) for name, _, _, label in events} for events in (reference, estimated))
+    n_tp, n_est, n_ref = (Counter(label for _, label in pairs) for pairs in (ref & est, est, ref))
+    return f1_of_counts({label: (n_tp[label], n_est[label], n_ref[label]) for label in classes}, classes)
 
 
 def labels_of(*tables):
@@ -123,21 +127,15 @@ def labels_of(*tables):
 # Each function returns its scores by name, in [0, 1], nan where undefined, and a dict of name -> class -> score.
 
 
-def f1_scores(reference, estimated, files, classes):
+def f1_scores(reference, estimated, classes):
     """Micro and macro F1 of clips, segments and events"""
-    clip = clip_f1_of(reference, estimated, files, classes)
+    clip = clip_f1(reference, estimated, classes)
     segment, event = segment_f1(reference, estimated, classes), event_f1(reference, estimated, classes)
     f1 = {"clip_f1": clip, "segment_f1": segment, "event_f1": event}
     scores = {}
     for name, value in f1.items():
         scores |= {f"{name}_micro": value.micro, f"{name}_macro": value.macro}
     return scores, {name: value.per_class for name, value in f1.items()}
-
-
-def clip_f1_of(reference, estimated, files, classes):
-    """clip_f1 of events, whose times say nothing; by class"""
-    f1 = clip_f1(tags_of(reference, files, classes), tags_of(estimated, files, classes))
-    return f1._replace(per_class=dict(zip(classes, f1.per_class.values())))
 
 
 def score(reference_path, estimated_path=None, operating_points=None, durations=None, ctr_divisor="C-1"):
@@ -163,7 +161,7 @@ def score(reference_path, estimated_path=None, operating_points=None, durations=
     scores, per_class = {"files": len(files), "reference_events": len(reference)}, {}
     classes = labels_of(reference, estimated)
     if estimated_path:
-        f1, per_class = f1_scores(reference, estimated, files, classes)
+        f1, per_class = f1_scores(reference, estimated, classes)
         scores |= {"estimated_events": len(estimated)} | f1
     if operating_points:
         points = read_operating_points(operating_points)
@@ -185,7 +183,7 @@ def score_tags(reference_path, estimated_path):
     note(f"labels of {estimated_path} in files that {reference_path} does not name, false positives",
          [name for name, *_ in estimated if name not in known])  # fmt: skip
     files = list(dict.fromkeys(files + estimated_files))
-    f1 = clip_f1_of(reference, estimated, files, classes)
+    f1 = clip_f1(reference, estimated, classes)
     scores = {"files": len(files), "clip_f1_micro": f1.micro, "clip_f1_macro": f1.macro}
     return scores, {"clip_f1": f1.per_class}
 
@@ -206,7 +204,7 @@ def score_run(reference_path, folder, ctr_divisor="C-1"):
     found = {name: read_estimated(tables[name])[1] for name in ("predictions", "predictions_SBF1")}
     tags = read_tags(tables["predictions_CBF1"])[1]
     classes = labels_of(reference, tags, *found.values())
-    clip = clip_f1_of(reference, tags, [*seconds], classes)
+    clip = clip_f1(reference, tags, classes)
     segment, event = (metric(reference, found[name], classes) for metric, name in
                       ((segment_f1, "predictions_SBF1"), (event_f1, "predictions")))  # fmt: skip
     scores = {"files": len(seconds), "reference_events": len(reference), "hours": sum(seconds.values()) / 3600}
@@ -324,7 +322,7 @@ def score_frames(reference_path, folder, durations=None, threshold=None, window=
         criteria = criteria | {"ct_divisor": ctr_divisor}
         efpr, tpr, etpr = metrics.psd_roc_from_scores(*data, **criteria)
         scores[name] = float(metrics.psd_area(efpr, etpr, criteria["max_efpr"]))
-        scores[f"exact_{name}"] = metrics.exact_psds_from_scores(*data, **criteria)
+        scores[f"exact_{name}"] = metrics.exact_psds_from_scores(*data, **criteria | ALMOST[name])
         per_class[name] = dict(zip(classes, metrics.psd_area(efpr, tpr, criteria["max_efpr"]).tolist()))
     if threshold is not None:
         estimated = []
@@ -332,7 +330,7 @@ def score_frames(reference_path, folder, durations=None, threshold=None, window=
             rows = np.flatnonzero(found.n_frames == n)
             of_length = found.scores[rows, :n], [found.clips[i] for i in rows]
             estimated += metrics.scores_to_events(*of_length, found.classes, threshold, window, found.hop, found.ends)
-        f1, by_class = f1_scores(reference, estimated, files, sorted(classes))
+        f1, by_class = f1_scores(reference, estimated, sorted(classes))
         scores, per_class = scores | {"estimated_events": len(estimated)} | f1, per_class | by_class
     return scores, per_class
 
@@ -345,8 +343,7 @@ def score_model(model, root, device_name):
     import train  # speed: the other jobs of this file need no network
     from extras import predict
 
-    device, root = plumbing.choose_device(device_name), Path(root)
-    trained, state = predict.load_trained(model, device), runs.load(model)
+    root, trained, state = Path(root), predict.load_model(model, device_name), runs.load(model)
     classes, weight = trained.data.classes, trained.audio_weight
     try:
         tuned = {name: tuple(values and np.array(values) for values in (state["tuned"][name]["threshold"],
@@ -355,7 +352,7 @@ def score_model(model, root, device_name):
     except plumbing.FOREIGN:
         raise InputError(f"{model}: lacks thresholds of the five scores; name the model.pt that a run left") from None
     part = read_public(root, trained, plumbing.cache_folder(root, Path(model).parent))
-    frame_scores, clip_scores = train.predict(trained.student, trained.data, part, [weight], device)[weight]
+    frame_scores, clip_scores = train.predict(trained.student, trained.data, part, [weight], trained.device)[weight]
     if not np.isfinite(frame_scores).all():
         raise FloatingPointError(f"{model}: makes no finite numbers of the clips in {root}; is it damaged?")
     chosen = f"thresholds, windows and the acoustic weight {weight:g}"
@@ -503,8 +500,8 @@ def main(arguments=None):
             warnings.simplefilter("always")
             scores, per_class = scored(args)
         for text in dict.fromkeys(str(warning.message) for warning in noted):  # PSDS1 and PSDS2 warn of the same
-            print(f"note   {text}", file=sys.stderr)
-        print(text_of(scores, per_class, args.per_class, args.json))
+            print(f"note   {shown(text)}", file=sys.stderr)
+        print(shown(text_of(scores, per_class, args.per_class, args.json)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and continues it where it was killed. `results.tsv` lists the runs, `table_5.txt
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import train
 from extras import plots, plumbing, runs, toy
-from extras.plumbing import FOREIGN, InputError, clock, write_text
+from extras.plumbing import InputError, clock, foreign, write_text
 from features import PARTITIONS, read_partitions
 from train import INFER_WEIGHTS, PAPER, SCORES, TOY, Config
 
@@ -167,7 +166,7 @@ def make_table(args, device, log, wait):
             labels = [label_of(row) for row in rows]
             columns = {score: [result[2][score] if result else [] for result in results] for score in SCORES}
             path = out / f"table_{args.table}.png"
-            plots.plot_table(path, f"Table {args.table}", labels, columns, [bool(row.visual) for row in rows])
+            plots.plot_table(f"Table {args.table}", labels, columns, [bool(row.visual) for row in rows], path)
 
 
 def complete_runs(configs, data, out, device, log, wait=False):
@@ -205,19 +204,21 @@ def write_results(out, log):
     """results.tsv: a line per finished run in the folder, whichever table it belongs to"""
     settings = ["base", "visual", "train_weight", "seed", "epochs", "batches", "batch_size", "precision"]
     lines = ["\t".join(["run", *settings, "infer_weight", "validation_EBF1", *SCORES])]
-    for path in sorted(out.glob("*/metrics.json")):
-        if not (path.parent / "model.pt").exists():
+    for path in [folder / "metrics.json" for folder in plumbing.visible(out, "*")]:
+        if not path.exists() or not (path.parent / "model.pt").exists():
             continue
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            runs.check_report(report, path, SCORES, (*INFER_WEIGHTS, 1.0))
-            words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(report["config"].get, settings)]
-            scores = [report["scores"]["validation"]["EBF1"], *(report["scores"]["public"][name] for name in SCORES)]
-            scores = ["" if score is None else f"{score:.6f}" for score in scores]
-            cells = list(map(str, [path.parent.name, *words, report["infer_weight"], *scores]))
-            if any(re.search(r"[\t\r\n]", cell) for cell in cells):
-                raise ValueError("a tab or line break")
-        except (InputError, *FOREIGN):
+            with foreign(path, "is damaged or was not written by this program"):
+                report = plumbing.load_json(path)
+                runs.check_report(report, path, SCORES, (*INFER_WEIGHTS, 1.0))
+                config, scores = report["config"], report["scores"]
+                words = [" ".join(map(str, v)) if isinstance(v, list) else v for v in map(config.get, settings)]
+                scores = [scores["validation"]["EBF1"], *(scores["public"][name] for name in SCORES)]
+                scores = ["" if score is None else f"{score:.6f}" for score in scores]
+                cells = list(map(str, [path.parent.name, *words, report["infer_weight"], *scores]))
+                if any(re.search(r"[\t\r\n]", cell) for cell in cells):
+                    raise ValueError("a tab or line break")
+        except InputError:
             log(f"note   {path}: is damaged or was not written by this program; left out of results.tsv")
             continue
         lines.append("\t".join(cells))

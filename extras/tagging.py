@@ -94,7 +94,8 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
             part.video = gather(
                 f"{see.__name__} {visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
             )
-            finite = np.array([np.isfinite(vectors).all() for vectors in part.video])
+            finite = np.array([plumbing.usable(vectors) for vectors in part.video])
+            plumbing.name_unusable(name, visual, paths, finite, log)
             part.present = finite & np.array([path is not None for path in paths])
             if not part.tags[part.present].any():
                 raise InputError(f"{nothing}; make them anew, or name another stream")
@@ -236,29 +237,33 @@ def mean_and_deviation(values, digits):
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
-def read_report(path, wanted):
-    """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`"""
+def read_report(path, wanted, form=()):
+    """What finished runs left -> dict, or None where nothing is. InputError unless it has all that is in `wanted`.
+
+    form: dict of what else it has, of which the types count; null in JSON is nan, a score that is not defined
+    """
     if not path.exists():
         return None
     wanted = json.loads(json.dumps(wanted))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with plumbing.foreign(path, "was not written by this program; name another --out"):
+        found = plumbing.load_json(path)
         differs = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
-    except (ValueError, LookupError, TypeError):
-        raise InputError(f"{path}: was not written by this program; name another --out") from None
+        found = {key: math.nan if x is None and key not in wanted else x for key, x in found.items()}
+        if not differs and not all(type(found[name]) is type(example) for name, example in dict(form).items()):
+            raise ValueError("other types")
     if differs:
         raise InputError(f"{path}: is of a run with {'; '.join(differs)}; give the same flags, or name another --out")
     return found
 
 
-def command_line(name, description):
-    """-> parser with the flags that both commands have"""
+def command_line(name, description, runs):
+    """-> parser with the flags that both commands have. runs: how many there are by default, in words"""
     parser = argparse.ArgumentParser(prog=f"python -m extras.{name}", description=description)
     add = parser.add_argument
     add("--data", type=folder, metavar="DIR", help="data set in the layout of extras/README.md; default: toy data")
     add("--visual", type=plumbing.folder_name, metavar="NAME", help="what is seen: a folder in DIR/visual; default: "
         "that of the paper, on toy data openl3")
-    add("--runs", type=plumbing.positive, help="of each system, with seeds from --seed on")
+    add("--runs", type=plumbing.positive, help=f"of each system, with seeds from --seed on; default: {runs}")
     add("--seed", type=plumbing.seed, default=0, help="of the first run; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     add("--out", metavar="DIR", help=f"folder of the runs; default: runs/{name}-DATA")

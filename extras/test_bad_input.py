@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import features
+from extras import embeddings, tagging
 from extras.plumbing import InputError
-from test_avsed import SHORT, STRONG_HEADER, W2, WEAK_HEADER, run, write_tiny, write_wav, written
+from test_avsed import SHORT, STRONG_HEADER, W2, WEAK_HEADER, quiet, run, write_tiny, write_wav, written
 
 V2, WEAK = "visual/openl3/w2.npy", "metadata/train/weak.tsv"
 
@@ -68,6 +69,24 @@ def test_bad_flags_get_code_2(capsys):
         with pytest.raises(SystemExit) as stop:
             run(*flags.split())
         assert stop.value.code == 2 and "error: " in capsys.readouterr().err, flags
+
+
+def test_a_name_too_long_for_a_disk_is_a_clip_that_is_not_there(tmp_path):
+    root, long = write_tiny(tmp_path / "set"), "x" * 300 + ".wav"
+    before = features.load_dataset(root, ["openl3"], log=quiet)
+    for table in root.glob("metadata/**/*.tsv"):
+        lines = table.read_text().splitlines()
+        table.write_text("\n".join([*lines, long + "\t" * lines[0].count("\t"), ""]))
+    then = features.load_dataset(root, ["openl3"], log=quiet)
+    for name, part in then.partitions.items():
+        assert part.listed == before.partitions[name].listed + 1
+        assert part.filenames == before.partitions[name].filenames
+    embeddings.inventory(root, ["openl3"], quiet)
+    _, parts = tagging.read_parts(root, "audio", quiet)
+    assert not any(long in part.filenames for part in parts.values())
+    (root / "partitions.tsv").write_text(f"partition\ttable\tfolder\nweak\tmetadata/{long}\taudio\n")
+    with pytest.raises(InputError, match="partitions.tsv, line 2: there is no file .*xxx.wav; correct the row"):
+        features.load_dataset(root, log=quiet)
 
 
 def bytes_at(path, content):

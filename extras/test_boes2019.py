@@ -479,8 +479,10 @@ def test_a_run_is_done_once(tmp_path, capsys, monkeypatch):
     path.unlink()
     assert "is of a run with data " in refused(capsys, *flags)
     path.write_bytes(vectors)
-    (out / "video-audio-video-mean-sigmoid-0.json").write_text("{")
-    assert "was not written by this program; name another --out" in refused(capsys, *flags)
+    odd = {**report, "F1": "0.5"}, {**report, "losses": 3}, {**report, "mAP": None}
+    for content in ("{", "[" * 100_000, *map(json.dumps, odd)):
+        (out / "video-audio-video-mean-sigmoid-0.json").write_text(content)
+        assert "was not written by this program; name another --out" in refused(capsys, *flags)
     # sound alone: clips without video are as good as the others
     text = command(capsys, *flags, "--system", "audio-audio-none-max-softmax")
     assert (out / "audio-audio-none-max-softmax-all-0.json").exists() and "with openl3" not in text
@@ -568,17 +570,17 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     flags = ("--data", root, "--visual", "openl3", "--sound", "log-mel", "--out", out, "--epochs", 2, "--batches", 1)
     command(capsys, *flags, "--attention", "v2.wav", "--step", 4)
     text = command(capsys, *flags, "--attention", "v2.wav", "--system", "audio-video-video-mean-softmax")
-    (path, log_mel, stills, weights, query, query_is, first, step), other = drawn
+    (log_mel, stills, weights, query, query_is, first, step, path), other = drawn
     assert path.name == "v2-video-audio-none-mean-softmax-0-step4.png"
     assert (query, query_is, first, step) == (4, "audio", "video", 0.96)
     assert np.array_equal(log_mel, features.log_mel(features.load_audio(root / "audio/validation/v2.wav")))
     # 50 frames: the picture ends early, and its last one stays
     assert stills[:, 0, 0, 0].tolist() == [1 + min(k, 49) for k in boes2019.PICTURES]
-    assert other[5:7] == ("video", "audio")
+    assert other[4:6] == ("video", "audio")
     # the maps are of the last block of the last state, for that clip; without --step, where its class is surest
     parts = load(root, root / "cache")
     place = parts["validation"].filenames.index("v2.wav")
-    for system, (*_, maps, step, _, _, _) in zip(("video-audio-none", "audio-video-video"), drawn):
+    for system, (*_, maps, step, _, _, _, _) in zip(("video-audio-none", "audio-video-video"), drawn):
         config = {config.system: config for config in SYSTEMS}[f"{system}-mean-softmax"]
         net = boes2019.make_network(config, parts).eval()
         net.load_state_dict(torch.load(out / f"{config.run}.pt", weights_only=True)[-1])
@@ -593,7 +595,7 @@ def test_the_picture_of_one_step(tmp_path, capsys, monkeypatch):
     assert "does not hold the states of this run" in refused(capsys, *flags, "--attention", "v2.wav")
     # sound alone: its own clips, with or without video
     command(capsys, *flags, "--attention", "v1.wav", "--system", "audio-audio-none-max-softmax")
-    assert drawn[-1][5:7] == ("audio", "audio") and len(drawn[-1][2]) == 0
+    assert drawn[-1][4:6] == ("audio", "audio") and len(drawn[-1][1]) == 0
 
 
 def test_toy_data_by_default(tmp_path, capsys, monkeypatch):

@@ -299,8 +299,8 @@ def test_one_unicode_form(tmp_path, monkeypatch):
     assert data.classes == ["Cat", "Dog", one] and f"3 classes: Cat, Dog, {one}" in printed
     weak = data.partitions["weak"]
     assert weak.filenames == [f"{one}1.wav", f"{one}2.wav", "w.wav"] and weak.present["openl3"].tolist() == [1, 1, 0]
-    see, cache = fayek2020.mean_vector, tmp_path / "c"
-    classes, parts = tagging.load_tagging(root, features.load_audio, "openl3", see, cache, log=quiet)
+    mean, cache = fayek2020.mean_vector, tmp_path / "c"
+    classes, parts = tagging.load_tagging(root, features.load_audio, "openl3", mean, cache, log=quiet)
     assert classes == data.classes and parts["training"].present.sum() == 2 and len(parts["training"].filenames) == 7
     (root / "video").mkdir(), (root / f"video/{two}1.mp4").touch()
     assert embeddings.inventory(root, ["openl3"], quiet)[f"{one}1"][0].name == f"{two}1.mp4"

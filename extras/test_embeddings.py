@@ -431,6 +431,89 @@ def test_frames_are_those_on_screen_at_their_time(tmp_path):
         embeddings.read_frames(path, 50)
 
 
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Arguments of ffmpeg for 40 s of pictures, five a second, whose numbers are seen also after a lossy codec"""
+    fields = "if(mod(floor(N/pow(2,floor(X/16)+4*floor(Y/16))),2),200,50)"  # sixteen, bright or dark
+    picture = f"nullsrc=s=64x64:r=5:d=40,format=yuv420p,geq=lum='{fields}':cb=128:cr=128"
+    return ["-i", str(film(tmp_path_factory.mktemp("film") / "numbered.mkv", picture, options=("-c:v", "ffv1")))]
+
+
+def numbers_shown(pictures, step):
+    """(n, H, W), in which the middle of a field is every `step` pixels -> their numbers"""
+    bright = pictures[:, step // 4 :: step, step // 4 :: step].reshape(len(pictures), 16) > 125
+    return bright @ 2 ** np.arange(16)
+
+
+def slow_decoding(path):
+    """Every picture of a file, decoded from its beginning: their times, their numbers"""
+    # the sound is wanted, too, else ffmpeg's time 0 may be where the picture begins
+    wanted = "-map 0:V -vf scale=4:4:flags=area,format=gray,showinfo=checksum=0 -fps_mode passthrough -f rawvideo -"
+    command = ["ffmpeg", "-nostdin", "-i", str(path), *wanted.split(), *"-map 0:a? -c copy -f null -".split()]
+    done = subprocess.run(command, capture_output=True, check=True)
+    times = np.array([float(time) for time in re.findall(rb"pts_time:(\S+)", done.stderr)])
+    return times, numbers_shown(np.frombuffer(done.stdout, np.uint8).reshape(-1, 4, 4), 1)
+
+
+SOUND = "-f lavfi -t {} -i sine=300:r=44100"
+ONE_KEY = "-c:v libx264 -preset ultrafast -bf 2 -g 1000 -sc_threshold 0 -c:a aac"
+MPEG2 = "-r 25 -c:v mpeg2video -bf 2 -g 12 -q:v 3 -c:a mp2"
+SLIDES = "-vf select='not(mod(n,57))' -fps_mode vfr"  # one in 11.4 s
+FILMS = {  # file: options of the picture before it is read, of the file
+    "one_key.mp4": ("", ONE_KEY),
+    "one_key.ts": ("", ONE_KEY),
+    "slides.mp4": ("", f"{SLIDES} {ONE_KEY}"),
+    "slides.mkv": ("", f"{SLIDES} {ONE_KEY}"),
+    "slides.webm": ("", f"{SLIDES} -c:v libvpx -cpu-used 8 -deadline realtime -c:a libopus"),
+    "late.m2ts": ("-itsoffset 6 -t 34", MPEG2),
+    "late.mpg": ("-itsoffset 6 -t 34", MPEG2),
+    "ended.mkv": ("-t 12", ONE_KEY),
+    "b_frames.avi": ("", "-c:v mpeg4 -bf 2 -g 50 -q:v 3 -c:a mp2"),
+    "slow_keys.ogv": ("", "-c:v libtheora -q:v 8 -g 60 -c:a libvorbis"),
+}
+
+
+@with_ffmpeg
+@pytest.mark.parametrize("name", FILMS)
+def test_frames_are_those_of_a_slow_decoding(tmp_path, numbered, name):
+    before, options = FILMS[name]
+    try:
+        path = film(tmp_path / name, SOUND.format(40).split(), [*before.split(), *numbered], options=options.split())
+    except subprocess.CalledProcessError:
+        pytest.skip(f"this ffmpeg cannot write {name}")
+    times, numbers = slow_decoding(path)
+    assert len(times) > 3
+    for start, n in ((0, 64), (5.5, 64), (20.032, 64), (34, 38)):
+        got = numbers_shown(embeddings.read_frames(path, start)[..., 0], 64)
+        assert abs(len(got) - n) < 3  # up to the sound's end, which codecs round up
+        for k, number in enumerate(got):
+            near = start + (k + np.array((-0.51, 0.51))) * 0.15625  # half a step, and rounding
+            first, last = np.maximum(np.searchsorted(times, near, "right") - 1, 0)
+            assert number in numbers[first : last + 1], (start, k)
+
+
+@with_ffmpeg
+def test_an_index_saves_decoding_from_the_beginning(tmp_path, numbered, monkeypatch):
+    path = film(tmp_path / "a.mp4", numbered, options="-c:v mpeg4 -g 10 -q:v 3".split())
+    calls, run = [], embeddings.run_ffmpeg
+    monkeypatch.setattr(embeddings, "run_ffmpeg", lambda *args: calls.append(args[1]) or run(*args))
+    assert numbers_shown(embeddings.read_frames(path, 21.0)[:1, ..., 0], 64) == [105]  # of 20 s there is a key picture
+    assert [options[-2:] for options in calls[1:]] == [["-ss", "21.0"]]  # the first call is about the file
+
+
+@with_ffmpeg
+@pytest.mark.parametrize("kind", ("ts", "mpg"))
+def test_pictures_of_joined_files_go_on(tmp_path, numbered, kind):
+    for k in range(3):  # each has a clock of its own
+        part = ["-ss", str(4 * k), "-t", "4", *numbered]
+        film(tmp_path / f"{k}.{kind}", part, SOUND.format(4).split(), options=MPEG2.split())
+    path = tmp_path / f"joined.{kind}"
+    path.write_bytes(b"".join((tmp_path / f"{k}.{kind}").read_bytes() for k in range(3)))
+    for start in (3, 6.5):
+        got = numbers_shown(embeddings.read_frames(path, start, 3)[..., 0], 64)
+        assert len(got) == 19 and np.abs(got - 5 * (start + np.arange(19) * 0.15625)).max() <= 2
+
+
 @with_ffmpeg
 @pytest.mark.parametrize("seconds, rate, n", [(10, "30000/1001", 64), (10.24, 25, 64), (9.9, 25, 63), (7.3, 25, 47)])
 def test_number_of_frames(tmp_path, seconds, rate, n):
@@ -560,6 +643,18 @@ def test_which_file_is_the_video_of_a_clip(tmp_path):
     assert embeddings.find_video(tmp_path, train) == (cut, 0, 10)
     put("05.avi"), put("5.mp4")
     assert embeddings.find_video(tmp_path, "05.wav") is None and embeddings.find_video(tmp_path, "5.ogg")[1:] == (0, 10)
+
+
+def test_closing_stops_the_decoding_that_runs_ahead(tmp_path, monkeypatch):
+    frame = "sys.stdout.write('x' * 224 * 224 * 3), sys.exit() if 'first.mp4' in ' '.join(sys.argv) else 0"
+    later = f"time.sleep(3), open({str(tmp_path / 'went on')!r}, 'w')"
+    (tmp_path / "ffmpeg").write_text(f"#!{sys.executable} -S\nimport sys, time\n{frame}\n{later}\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    names = ["first.mp4", *(f"{k}.mp4" for k in range(30))]
+    with contextlib.closing(embeddings.decode_ahead([(name, 0, 0.15) for name in names])) as decoded:
+        assert next(decoded).shape == (1, 224, 224, 3)
+    assert not embeddings.RUNNING and not (tmp_path / "went on").exists()
 
 
 @pytest.fixture
@@ -830,16 +925,20 @@ def test_extract_fills_the_sound_folder(tmp_path, capsys, vggish_file):
     shutil.rmtree(root / "audio/train/unlabel_in_domain"), shutil.rmtree(root / "audio/train/synthetic20")
     (root / "audio/validation/v0.wav").write_bytes(b"no sound")
     (root / "audio/validation/v3.wav").unlink()
+    for name in (".DS_Store", "._v1.wav", "v1.jams", "v1.txt", "Thumbs.db"):  # nobody's sound
+        (root / "audio/validation" / name).write_bytes(b"no sound")
+    soundfile.write(root / "audio/validation/v3.wav", np.full(16000, 1e37), 16000, subtype="FLOAT")  # finite, far out
     flags = ("extract", str(root), "--sound", "vggish", "--weights", str(vggish_file))
     embeddings.main(flags)
     out, folder = capsys.readouterr().out, root / "sound/vggish"
-    stems = {path.stem for path in (root / "audio").rglob("*.wav")} - {"v0"}
-    assert {path.stem for path in folder.iterdir()} == stems and "0 had their files before, 1 cannot be decoded" in out
+    stems = {path.stem for path in (root / "audio").rglob("[!.]*.wav")} - {"v0", "v3"}
+    assert {path.stem for path in folder.iterdir()} == stems and "0 had their files before, 2 cannot be decoded" in out
+    assert "v3.wav: holds samples beyond 1e+10" in out
     assert "counted as missing" in out and "v0.wav: cannot be decoded" in out
     vectors, path = np.load(folder / "v1.npy"), root / "audio/validation/v1.wav"
     assert vectors.shape == (10, 128) and vectors.dtype == np.float32
     network = embeddings.load_network("vggish", vggish_file)
-    sound = np.concatenate([features.read_mono(path), np.zeros(128000, np.float32)])
+    sound = np.concatenate([features.read_mono(path)[0], np.zeros(128000, np.float32)])
     with torch.no_grad():
         assert np.allclose(vectors, network(embeddings.vggish_log_mel(sound)), atol=1e-4)
     assert not np.allclose(vectors[0], vectors[9])  # two seconds of noise, then silence

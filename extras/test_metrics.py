@@ -1,7 +1,9 @@
 """Tests of the fast half of metrics.py: it equals the definitions, on random cases; large inputs, bad arguments"""
 
+import functools
 import itertools
 import math
+import operator
 import tracemalloc
 import warnings
 
@@ -270,11 +272,98 @@ def test_one_long_file_is_not_quadratic():
         ]
     )
     assert scores == [1.0, 1.0, 1.0] and peak < 1e8  # bytes; all pairs would take gigabytes
-    crowd, endless = [("long", 1.0, 2.0, "A")] * 10000, [("long", 0.0, 2e8, "A"), ("other", 0.5, 1e8, "A")]
+    endless = [("long", 0.0, 2e8, "A"), ("other", 0.5, 1e8, "A")]
     score, peak = peak_memory(lambda: metrics.segment_f1(endless, endless[1:], ["A"]).micro)
     assert score == 0.5 and peak < 1e8
-    with pytest.raises(MemoryError, match="10000 and 10000 events of one class crowd a few moments"):
-        metrics.event_f1(crowd, crowd, ["A"])
+
+
+def repeated(table, rng):
+    return [row for row in table for _ in range(rng.integers(1, 6))]
+
+
+def test_repeated_rows_equal_the_definitions(monkeypatch):
+    """To the last bit: 0.1 added six times is 0.6, 6 * 0.1 is more. And pairs of events may be looked at in parts"""
+    plain_sum = functools.partial(functools.reduce, operator.add)  # that of Python 3.12 is more exact than float64
+    monkeypatch.setattr(metrics, "sum", lambda values: plain_sum(values, 0), raising=False)
+    monkeypatch.setattr(metrics, "AT_A_TIME", 7)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        truth, points, durations, classes = nasty_case(seed)
+        truth, points = repeated(truth, rng), [repeated(point, rng) for point in points]
+        both("event_f1", truth, points[0], classes)
+        both("segment_f1", truth, points[0], classes)
+        for criteria in (PSDS1 | {"max_efpr": 1800.0}, PSDS2 | {"max_efpr": 1800.0}):
+            both("psds", truth, points, durations, classes, **criteria)
+    tenth, whole = events((0, 0.1)), events((0, 1))
+    criteria = PSDS1 | {"gtc_threshold": 0.0}
+    for n, score in ((5, 0), (6, 0), (7, 1)):
+        for limits in ({"dtc_threshold": 0.0, "gtc_threshold": 6 * 0.1}, {"dtc_threshold": 6 * 0.1}):
+            truth, found = (tenth * n, whole) if len(limits) == 1 else (whole, tenth * n)
+            assert both("psds", truth, [found], {"a": 10.0}, ["A"], **criteria | limits) == score
+
+
+def test_events_that_crowd_are_matched():
+    for rows, n_rows in (((1, 2), 10000), ((1, 2), 20000)):  # all pairs would be 100 and 400 millions
+        ref, est = events(rows) * 10000, events(rows) * n_rows
+        score, peak = peak_memory(lambda: metrics.event_f1(ref, est, ["A"]))
+        assert score.n_tp == [10000] and score.n_fp == [n_rows - 10000] and peak < 2e7
+    # 3 + 2 fit 4 + 0.1 s later 2; the second kind of reference fits only these
+    ref, est = events((1, 2)) * 3 + events((1.25, 2)) * 2, events((1, 2)) * 4 + events((1.1, 2)) * 2
+    for _ in range(2):
+        assert both("event_f1", ref, est, ["A"]).n_tp == [5]
+        ref, est = ref[::-1], est[::-1]
+
+
+def test_too_many_events_that_fit_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(metrics, "MANY_PAIRS", 24)
+    rows = events(*((0.01 * i, 2) for i in range(5)))
+    with pytest.raises(MemoryError, match="5 and 5 different events of one class crowd a few moments"):
+        metrics.event_f1(rows, rows, ["A"])
+    monkeypatch.setattr(metrics, "MANY_PAIRS", 25)
+    assert metrics.event_f1(rows, rows, ["A"]).micro == 1
+
+
+def test_memory_of_psds_grows_with_the_rows():
+    """Detections inside one long event, repeated rows, a file and a class for each row, scores of a long recording"""
+
+    def long_event(n):
+        found = events(*((i, i + 0.5) for i in range(n)))
+        return metrics.psds(events((0, n)), [found], {"a": n}, ["A"], **PSDS2)
+
+    def repeats(n):
+        return metrics.psds(events((1, 2)) * n, [events((0.5, 2)) * n] * 2, {"a": 10.0}, ["A"], **PSDS2)
+
+    def labels(n):
+        rows = [(f"{i}.wav", 0.0, 1.0, f"{i}") for i in range(n // 4)]
+        return metrics.psds(rows, [rows], {"0.wav": n}, [row[3] for row in rows], **PSDS2)
+
+    def background(n):  # each failing detection meets one event of B, and of C the first one or none
+        truth = [(0, n, "B"), (0, 0.1, "A"), *((i, i + 0.2, "C") for i in range(n))]
+        found = events(*((i + 0.1, i + 0.5) for i in range(1, n)))
+        return metrics.psds(events(*truth), [found], {"a": 1e9}, list("ABC"), **PSDS2 | {"alpha_st": 0.0}) + 1
+
+    def recording(n, psds=metrics.psds_from_scores):
+        scores = np.random.default_rng(0).random((1, n, 1))
+        return psds(scores, ["a"], events((0.0, n * HOP)), {"a": n * HOP}, ["A"], HOP, **PSDS2)
+
+    def exactly(n):
+        return recording(n, metrics.exact_psds_from_scores)
+
+    for work in (long_event, repeats, labels, background, recording, exactly):
+        (few, small), (many, large) = peak_memory(lambda: work(500)), peak_memory(lambda: work(2000))
+        assert few == many == 1 and large < 5 * small and large < 1e7, (work, small, large)
+
+
+def test_files_stay_apart_beside_an_endless_event():
+    """In float64, 100 files of 9e11 seconds in a row leave 16 ms between two numbers"""
+    rows = [(f"{i}", 1.0 + 0.01 * k, 1.002 + 0.01 * k, "A") for i in range(100) for k in range(3)]
+    rows += [("0", 5.0, 9e11, "A")]
+    wrong = [(name, onset + 0.004, offset + 0.004, label) for name, onset, offset, label in rows[:-1]]
+    for found, score in ((rows, 1), (wrong, 0)):
+        assert quietly(metrics.psds, rows, [found], {"0": 1e12}, ["A"], **PSDS2) == score
+    assert metrics.event_f1(rows, rows, ["A"]).micro == metrics.segment_f1(rows, rows, ["A"]).micro == 1
+    with pytest.raises(ValueError, match="in 100 files are more than int64 can number"):
+        metrics.segment_f1(rows, rows, ["A"], time_resolution=1e-6)
 
 
 def test_bad_arguments_are_named():

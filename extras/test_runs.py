@@ -195,6 +195,9 @@ def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, smal
     groups = [{**group, "an option of another torch": 1} for group in good["optimizer"]["param_groups"]]
     torch.save({**good, "optimizer": {**good["optimizer"], "param_groups": groups}}, path)
     assert runs.resume(tmp_path, config, data, *parts)[1] == 1  # that is no damage
+    more = {i: {**values, "of another torch": torch.zeros(1)} for i, values in good["optimizer"]["state"].items()}
+    torch.save({**good, "optimizer": {**good["optimizer"], "state": more}}, path)
+    assert runs.resume(tmp_path, config, data, *parts)[1] == 1  # nor is that
 
 
 def test_a_finished_run_must_have_all_scores(tmp_path):
@@ -207,6 +210,12 @@ def test_a_finished_run_must_have_all_scores(tmp_path):
     runs.check_report(whole, "model.pt", scores, (1.0,))
     with pytest.raises(InputError, match="model.pt: its scores are damaged"):
         runs.check_report(whole, "model.pt", scores, (0.75, 1.0))
+    deep = []
+    for _ in range(10_000):
+        deep = [deep]
+    for odd in ({"infer_weight": "1.0"}, {"scores": deep}, {"by_weight": {"1.0": {**parts, "with_video": {}}}}):
+        with pytest.raises(InputError, match="model.pt: its scores are damaged; move its folder away"):
+            runs.check_report({**whole, **odd}, "model.pt", scores, (1.0,))
     for name in (None, *scores):  # none is missing, then one after the other
         kept = {key: score for key, score in scores.items() if key != name}
         parts = {"validation": scores, "public": kept}

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -152,6 +153,36 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert code == 0 and f"{got['psds1']:.4f}" in table and " C\n" in table and "Q" not in table
     code, table, _ = command(capsys, "ref.tsv", "est.tsv", "--per-class")
     assert code == 0 and "Q" in table and "psds" not in table
+
+
+def test_clip_f1_is_that_of_the_tags():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        files, classes = [f"{i}.wav" for i in range(4)], list("ABC")
+        tags = [rng.random((4, 3)) < share for share in rng.random(2)]
+        tables = [[(files[n], 0.0, 1.0, classes[c]) for n, c in np.argwhere(tag)] for tag in tags]
+        got, want = score.clip_f1(tables[0], tables[1] * 2, classes), metrics.clip_f1(*tags)
+        assert repr(got[:2]) == repr(want[:2]) and got.n_tp.tolist() == want.n_tp.tolist()
+        assert repr(list(got.per_class.items())) == repr(list(zip(classes, want.per_class.values())))
+
+
+def test_memory_of_clip_f1_grows_with_the_rows():
+    """Each row has a file and a label of its own"""
+    peaks = []
+    for n in (1000, 4000):
+        rows, classes = [(f"{i}.wav", 0.0, 1.0, f"{i}") for i in range(n)], [f"{i}" for i in range(n)]
+        tracemalloc.start()
+        assert score.clip_f1(rows, rows, classes).macro == 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]
+
+
+def test_control_characters_are_shown_escaped(tmp_path, capsys):
+    path = written(tmp_path, HEAD + "a.wav\t1\t2\tDog\x1b[2J\nb\x9b.wav\t\t\t\n")
+    code, out, err = command(capsys, str(path), str(path), "--per-class")
+    assert code == 0 and "\nDog\\u001b[2J  " in out and "have no events: b\\u009b.wav\n" in err
+    assert not {"\x1b", "\x9b"} & {*out, *err}
 
 
 def test_command_in_a_shell(tmp_path):

@@ -276,7 +276,7 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
         patch.setattr(plots, "plot_table", lambda *arguments: drawn.append(arguments))
         drawn = []
         run(*base, "--plot")
-    [(path, title, labels, columns, highlighted)] = drawn
+    [(title, labels, columns, highlighted, path)] = drawn
     assert path == tmp_path / "t/table_5.png" and title == "Table 5" and highlighted == [False, True]
     assert labels == ["transformer", "transformer + openl3"] and list(columns) == list(train.SCORES)
     assert columns["CBF1"][1] == [by_weight["0.75"]["public"]["CBF1"]]
@@ -333,10 +333,12 @@ def test_a_diverged_run_is_left_out_of_its_table(tmp_path, capsys, monkeypatch, 
     assert not (out / "transformer-openl3-wrandom-0/model.pt").exists() and not (out / "table_6.txt").exists()
     path = out / "transformer-openl3-wrandom-1/metrics.json"
     good = path.read_text()
+    shutil.copytree(path.parent, out / ".of another program")  # hidden: no run
     for damaged in ("{}", good.replace('"fp32"', '"fp\\t32"'), good.replace('"EBF1": ', '"EBF1": 1')):
         path.write_text(damaged)  # of results.tsv, one damaged line is left out
         tables.write_results(out, print)
-        assert "metrics.json: is damaged" in capsys.readouterr().out, damaged
+        assert capsys.readouterr().out.count("metrics.json: is damaged") == 1, damaged
+        assert "another program" not in (out / "results.tsv").read_text()
     model = path.with_name("model.pt")
     torch.save(torch.load(model, weights_only=True) | {"by_weight": {"1.0": {"public": 3}}}, model)
     with pytest.raises(SystemExit) as stop:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import features
-from extras import tagging
+from extras import plumbing, tagging
 from extras.tagging import Part, load_tagging, mean_auc, mean_average_precision
 from features import InputError
 from test_avsed import quiet, same, write_tiny
@@ -224,9 +224,15 @@ def test_a_report_is_of_the_same_run_or_refused(tmp_path):
     assert tagging.read_report(path, wanted) is None
     path.write_text(json.dumps({**wanted, "F1": 0.5}))
     assert tagging.read_report(path, wanted) == {"epochs": 3, "positions": ["video"], "F1": 0.5}
+    plumbing.write_text(path, plumbing.json_text({**wanted, "F1": math.nan}))
+    assert "null" in path.read_text() and math.isnan(tagging.read_report(path, wanted)["F1"])
     with pytest.raises(InputError, match="r.json: is of a run with epochs 3, not 4; give the same flags, or name"):
         tagging.read_report(path, {**wanted, "epochs": 4})
-    for content in ("{}", "[]", "{", "3", "\udcff"):
+    assert tagging.read_report(path, wanted, {"F1": 0.0})["F1"] == 0.5
+    for form in ({"F1": 0}, {"F1": ""}, {"mAP": 0.0}):
+        with pytest.raises(InputError, match="r.json: was not written by this program; name another --out"):
+            tagging.read_report(path, wanted, form)
+    for content in ("{}", "[]", "{", "3", "\udcff", "[" * 100_000, json.dumps(wanted).replace("3", "1e400")):
         path.write_text(content, errors="surrogateescape")
         with pytest.raises(InputError, match="r.json: was not written by this program; name another --out"):
             tagging.read_report(path, wanted)
