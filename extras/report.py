@@ -341,7 +341,8 @@ def errors_by_clip(run):
 def clip_piece(of_runs, name, *errors):
     """A clip's heading, picture and player"""
     first = next(iter(of_runs.values()))
-    sound = features.scale_peak(features.read_mono(first.paths[name]))
+    clip, peak, _ = features.read_mono(first.paths[name])
+    sound = features.scale_peak(clip, peak)
     truth = [event for event in first.truth if event[0] == name]
     tables = {"truth": [(*event[1:], True) for event in truth]}
     for label, run in of_runs.items():
