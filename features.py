@@ -155,15 +155,15 @@ def load_audio(path):
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def read_strong(path, classes=None, of_system=False):
+def read_strong(path, classes=None, of_system=False, more=()):
     """Table of events -> filenames (each once, in order), events (filename, onset, offset, event_label) in seconds.
 
     A row with nothing but a file name is a clip without events. Times may overlap, repeat, or pass the clip's end.
     classes: where given, no other label may occur. of_system (for extras/score.py): a table to be scored, not one of a
-    data set; events of length 0 and file names with folders may occur.
+    data set; events of length 0 and file names with folders may occur. more: further columns, whose cells follow label
     """
     filenames, events = {}, []
-    for place, (name, onset, offset, label) in plumbing.read_table(path, EVENT_COLUMNS):
+    for place, (name, onset, offset, label, *others) in plumbing.read_table(path, (*EVENT_COLUMNS, *more)):
         filenames[name if of_system else plumbing.check_filename(place, name)] = None
         if not (onset or offset or label):
             continue
@@ -179,7 +179,7 @@ def read_strong(path, classes=None, of_system=False):
             raise InputError(f"{place}: an event without a label; name the class or empty the whole row")
         if classes is not None and label not in classes:
             raise InputError(f"{place}: the class {label!r} occurs in no training clip; correct it, or add such clips")
-        events.append((name, start, end, label))
+        events.append((name, start, end, label, *others))
     return list(filenames), events
 
 

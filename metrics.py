@@ -577,6 +577,26 @@ def _count_at_points(first, stop, K, weights=None):
     return np.cumsum(np.bincount(first, weights, K + 1) - np.bincount(stop, weights, K + 1))[:K]
 
 
+class _ExactSum:
+    """The sum of the values of the events that exist at each of K operating points, added to from time to time
+
+    A sum of floats depends on the order of its terms, and of whole numbers it does not. So each value is counted in
+    coarse units and the rest of it in fine ones: 2 ** -26 and 2 ** -52 of the `largest` value that may occur.
+    """
+
+    def __init__(self, K, largest):
+        coarse = 2.0 ** (math.frexp(largest)[1] - 26)
+        self.coarse, self.fine, self.K, self.counts = coarse, coarse * 2.0**-26, K, np.zeros((2, K))
+
+    def add(self, first, stop, values):
+        n_coarse = np.rint(values / self.coarse)
+        n_fine = np.rint((values - n_coarse * self.coarse) / self.fine)
+        self.counts += [_count_at_points(first, stop, self.K, n) for n in (n_coarse, n_fine)]
+
+    def total(self):
+        return self.counts[0] * self.coarse + self.counts[1] * self.fine
+
+
 def _distinct(table):
     """A table without the rows that equal the one before them -> table, how many rows each of its rows stands for"""
     repeats = np.flatnonzero(table.onset[1:] == table.onset[:-1]) + 1
@@ -771,7 +791,7 @@ class _Criteria(NamedTuple):
 class _Truth:
     """Ground truth events, those of a class without overlaps.
 
-    files: name -> index; durations: of the files
+    files: name -> index; durations: of the files; all_seconds: their sum
     n_events, seconds: of each class
     of_class: for each class its events as of `_distinct`; all: those of all classes, by place instead of file
     places: the pairs of a file and a class that have events, in two columns
@@ -784,11 +804,12 @@ class _Truth:
         self.files = _index(chain(names, durations, columns[0]))
         _mention(list(self.files), durations, "files without duration, where PSDS counts no false positives")
         self.durations = np.array([durations.get(name, 0.0) for name in self.files], dtype=np.float64)
-        if not self.durations.sum() > 0:
+        self.all_seconds = math.fsum(self.durations)  # unlike sum, whatever the order of files
+        if not self.all_seconds > 0:
             raise ValueError("durations: needs the seconds of every clip, to count false positives per hour")
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
         self.n_events = np.array([len(table.file) for table in tables])
-        self.seconds = np.array([np.cumsum(np.append(0.0, table.offset - table.onset))[-1] for table in tables])
+        self.seconds = np.array([math.fsum(table.offset - table.onset) for table in tables])
         self.of_class = [_distinct(table.take(np.lexsort((table.onset, table.file)))) for table in tables]
         if tables:
             rows, copies = zip(*self.of_class)
@@ -847,19 +868,19 @@ def _curve(det, c, K, truth, criteria):
 
     # FP: d fails the DTC and lies, at least partly, within its clip
     false = ~passes & (det.onset < truth.durations[det.file])
-    efpr = fpr = _count_at_points(det.first[false], det.stop[false], K) * 3600 / truth.durations.sum()  # per hour
+    efpr = fpr = _count_at_points(det.first[false], det.stop[false], K) * 3600 / truth.all_seconds  # per hour
     if criteria.alpha_ct:
         # CTTC: d, failing the DTC, triggers class k if the ground truth of k covers enough of it
         # speed: not asked of those that exist only at points whose fpr is too high already
         in_use = np.append(0, np.cumsum(fpr <= criteria.max_efpr))
         failing = det.take(np.flatnonzero(~passes & (in_use[det.first] < in_use[det.stop])))
-        ctr = 0.0
+        rates = 3600 / np.where(truth.n_events > 0, truth.seconds, math.inf)  # per hour of ground truth of each class
+        ctr = _ExactSum(K, rates.max())
         for d, k in _cross_triggers(failing, c, truth, criteria.cttc_threshold):
-            rate = 3600 / truth.seconds[k]  # per hour of ground truth of class k
-            ctr = ctr + _count_at_points(failing.first[d], failing.stop[d], K, rate)
+            ctr.add(failing.first[d], failing.stop[d], rates[k])
         n_classes = np.count_nonzero(truth.n_events)
         divisor = max(n_classes - 1, 1) if criteria.ct_divisor == "C-1" else n_classes
-        efpr = fpr + criteria.alpha_ct * ctr / divisor
+        efpr = fpr + criteria.alpha_ct * ctr.total() / divisor
 
     # in the order of eFPR, those with more true positives than all before
     order = np.lexsort((-n_tp, efpr))

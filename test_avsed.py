@@ -1333,8 +1333,11 @@ def test_a_run_leaves_what_it_promises(tmp_path, monkeypatch, capsys, small):
     run("--data", root, *"--visual openl3 tce --base conformer --train-weight random --out".split(), out, *SHORT)
     printed = capsys.readouterr().out
     assert "conformer + openl3 + tce" in printed and "PSDS2" in printed and "TOY" not in printed
+    report_command, predict_command = printed.splitlines()[-2:]
+    assert report_command == f"next   python -m extras.report {out}"
+    assert predict_command.split() == ["python", "-m", "extras.predict", str(out / "model.pt"), "FILE.wav"]
     tables = [f"predictions{name}.tsv" for name in ("", "_CBF1", "_PSDS1", "_PSDS2", "_SBF1")]
-    left = ["claim", "history.tsv", "log.txt", "metrics.json", "model.pt", *tables]
+    left = ["claim", "durations.tsv", "history.tsv", "log.txt", "metrics.json", "model.pt", *tables, "scores"]
     assert sorted(path.name for path in out.iterdir()) == left
     assert (out / "log.txt").read_text() == printed
     report, model = json.loads((out / "metrics.json").read_text()), torch.load(out / "model.pt", weights_only=True)

@@ -15,6 +15,7 @@ import argparse
 import copy
 import math
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -554,6 +555,8 @@ def write_predictions(out, part, classes, frame_scores, clip_scores, tuned):
         for threshold in metrics.THRESHOLDS_50:
             points.append((threshold, events_of(part, classes, frame_scores, threshold, tuned[name][1])))
         runs.write_operating_points(out / f"predictions_{name}.tsv", points)
+    runs.write_scores(out / "scores", part.filenames, classes, frame_scores, FRAME_HOP, part.durations)
+    runs.write_durations(out / "durations.tsv", part.seconds)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -663,6 +666,8 @@ def run(args):
     log(row(config, report))
     if not args.data:
         log("TOY DATA: not comparable with the paper")
+    log(f"next   python -m extras.report {shlex.quote(str(out))}")
+    log(f"       python -m extras.predict {shlex.quote(str(out / 'model.pt'))} FILE.wav")
 
 
 def row(config, report):

@@ -15,6 +15,7 @@ tour        one clip's way through the paper: script, notebook and page in one
 cells       a script in percent cells, such as the tour, as one page
 exercises   ten changes for a class to make (EXERCISES.md), each with a check
 page        every HTML page: one file, no network
+report      what runs did, side by side, as one page
 tables      Tables 5 to 8 of the paper: runs, rows
 score       scores of a table of events against a reference table
 benchmark   times of a training step, and of the metrics beside their peers

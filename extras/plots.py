@@ -5,6 +5,7 @@
     plot_synchronization  what one step of a clip's sound or picture attends to in the other
     plot_table        the scores of many runs
     plot_fusion       what each class gains when sound and vision are fused
+    plot_history ..   what runs did: for extras/report.py
     plot_strips ..    the pictures of extras/tour.py, at the end
 
 Needs matplotlib. Each function returns the figure, which a notebook shows (after `%matplotlib inline`), and where it is
@@ -13,6 +14,7 @@ given a `path` also writes it there: a PNG file, which appears only when complet
 Shapes: T output frames of 0.1565 s, 8 T log-mel frames of 64 mel bins, C classes, E encoders.
 """
 
+import math
 import statistics
 
 import numpy as np
@@ -195,6 +197,163 @@ def plot_fusion(classes, audio, visual, fused, weights, path=None):
     return finish(figure, path)
 
 
+# --- what runs did, for extras/report.py -----------------------------------------------------------------------------
+# Each of these returns a figure. systems: dict of label -> a list, with something of each run of the system.
+
+
+def draw_mean(axes, x, runs, **style):
+    """The mean of runs, (runs, points), as a line, their range as a band; what is not finite is left out"""
+    known = np.ma.masked_invalid(runs)
+    axes.plot(x, known.mean(0).filled(np.nan), **style)
+    if len(known) > 1:
+        axes.fill_between(x, *(edge.filled(np.nan) for edge in (known.min(0), known.max(0))), alpha=0.2,
+            color=style["color"], linewidth=0)  # fmt: skip
+
+
+def legend_on_top(figure, axes, **more):
+    handles, labels = axes.get_legend_handles_labels()
+    n_columns = max(1, 110 // max(10 + len(label) for label in labels))
+    figure.legend(handles, labels, loc="outside upper left", ncols=n_columns, frameon=False, alignment="left", **more)
+
+
+def plot_history(systems):
+    """Losses and validation scores by epoch. systems: of each run a dict of column of history.tsv -> (epochs,)"""
+    columns = list(dict.fromkeys(name for runs in systems.values() for run in runs for name in run))
+    figure = figure_class()(figsize=(12, 2.6 * math.ceil(len(columns) / 3)), dpi=120, layout="constrained")
+    panels = figure.subplots(math.ceil(len(columns) / 3), 3, squeeze=False).ravel()
+    for panel, name in zip(panels, columns):
+        for k, (label, runs) in enumerate(systems.items()):
+            n_epochs = max(len(run[name]) for run in runs)
+            padded = [np.pad(run[name], (0, n_epochs - len(run[name])), constant_values=np.nan) for run in runs]
+            marker = "o" if n_epochs < 20 else None
+            style = dict(color=f"C{k}", label=label, marker=marker, markersize=3)
+            draw_mean(panel, np.arange(1, n_epochs + 1), padded, **style)
+        panel.set_title(name, fontsize=10, loc="left")
+        panel.grid(alpha=0.3)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    for panel in panels[: len(columns)][-3:]:
+        panel.set_xlabel("epoch")
+    for panel in panels[len(columns) :]:
+        panel.remove()
+    legend_on_top(figure, panels[0])
+    return figure
+
+
+def plot_acoustic_weight(systems, parts):
+    """Scores by acoustic weight at inference. systems: of each run a dict of weight -> part -> score -> number
+
+    parts: those that are drawn, the first as solid lines, another dashed
+    """
+    names = list(next(iter(next(iter(systems.values()))[0].values()))[parts[0]])
+    figure = figure_class()(figsize=(12, 3.2), dpi=120, layout="constrained")
+    for panel, name in zip(figure.subplots(1, len(names)), names):
+        for k, (label, runs) in enumerate(systems.items()):
+            weights = sorted(runs[0])
+            for part, dashes in zip(parts, ("-", "--")):
+                scores = [[run[weight][part][name] for weight in weights] for run in runs]
+                style = dict(color=f"C{k}", linestyle=dashes, marker="o", markersize=5)
+                style["fillstyle"] = "full" if dashes == "-" else "none"
+                draw_mean(panel, weights, np.array(scores, float), label=label if dashes == "-" else None, **style)
+        panel.set(xlabel="acoustic weight", xlim=(0.2, 1.05))
+        panel.set_title(name, fontsize=10, loc="left")
+        panel.grid(alpha=0.3)
+    told = ", ".join(f"{kind}: {part} clips" for kind, part in zip(("full", "dashed and hollow"), parts))
+    legend_on_top(figure, panel, title=told)
+    return figure
+
+
+def plot_by_class(systems, classes, columns):
+    """Heat maps: a row for each class, a column for each score. systems: (C, columns) each, from 0 to 1 or nan"""
+    n = len(systems)
+    width, height = 2.2 + 0.62 * len(columns) * n, 1.3 + 0.3 * len(classes)
+    figure = figure_class()(figsize=(max(8, width), height), dpi=120, layout="constrained")
+    for panel, (label, values) in zip(figure.subplots(1, n, sharey=True, squeeze=False)[0], systems.items()):
+        image = panel.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text = "-" if np.isnan(value) else f"{100 * value:.0f}"
+            colour = "white" if value < 0.6 else "black"
+            panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        panel.set_xticks(range(len(columns)), columns, rotation=35, ha="left", rotation_mode="anchor")
+        panel.set_yticks(range(len(classes)), classes)
+        panel.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        panel.set_xlabel(label)
+    figure.colorbar(image, ax=figure.axes, label="scores (cells: in percent)", pad=0.01, shrink=0.8)
+    return figure
+
+
+def plot_psd_roc(curves, classes, max_efpr):
+    """PSD-ROC. curves: dict of label, a row each -> dict of scenario, a column each -> metrics.psd_roc(..), its area"""
+    n_rows, n_columns = len(curves), len(next(iter(curves.values())))
+    figure = figure_class()(figsize=(12, 0.8 + 3.6 * n_rows), dpi=120, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for row, (label, scenarios) in zip(panels, curves.items()):
+        for panel, (name, ((efpr, tpr, etpr), value)) in zip(row, scenarios.items()):
+            edges = np.append(efpr, max_efpr)
+            for c, (of_class, of_label) in enumerate(zip(tpr, classes)):
+                style = dict(color=f"C{c % 10}", linestyle=("-", "--", ":")[c // 10 % 3], linewidth=1, alpha=0.8)
+                panel.step(edges, np.append(of_class, of_class[-1]), where="post", label=of_label, **style)
+            effective = np.append(etpr, etpr[-1])
+            panel.fill_between(edges, effective, step="post", color="black", alpha=0.12, linewidth=0)
+            panel.step(edges, effective, where="post", color="black", linewidth=3, label="effective")
+            panel.set(xlim=(0, max_efpr), ylim=(0, 1.02))
+            panel.set_title(f"{name}: {value:.4f}, the gray area", fontsize=10, loc="left")
+            panel.grid(alpha=0.3)
+        row[0].set_ylabel(f"{label}\ntrue positive rate")
+    for panel in panels[-1]:
+        panel.set_xlabel("effective false positives per hour")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def plot_tuned(systems, classes, shown):
+    """Thresholds and windows by class, a dot for each run; shown: pairs (score, "threshold" or "window")
+
+    systems: of each run a dict of score -> "threshold", "window" -> values (C,)
+    """
+    figure = figure_class()(figsize=(12, 1.2 + 0.26 * len(classes)), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for panel, (name, what) in zip(panels, shown):
+        for k, (label, runs) in enumerate(systems.items()):
+            rows = np.arange(len(classes)) + 0.24 * (k - (len(systems) - 1) / 2)  # systems one under the other
+            for i, run in enumerate(runs):
+                style = dict(color=f"C{k}", alpha=0.6, markersize=6, label=label if i == 0 else None)
+                panel.plot(run[name][what], rows, "o", **style)
+        panel.set(xlim=(0, 1) if what == "threshold" else (-1, 33))
+        panel.set_xlabel(what if what == "threshold" else "window, frames")
+        panel.set_title(name, fontsize=10, loc="left")
+        panel.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(classes)), classes)
+    panels[0].set_ylim(len(classes) - 0.5, -0.5)
+    legend_on_top(figure, panels[0])
+    return figure
+
+
+def plot_errors(log_mel, tables):
+    """A clip and its events: log-mel above, below a lane for each class, within it a bar for each table.
+
+    log_mel (8 T, 64); tables: dict of label -> (onset, offset, class, fits), truth first; what fits nothing is empty
+    """
+    lanes = sorted({label for events in tables.values() for _, _, label, _ in events})
+    heights = 1.5, 0.3 + 0.13 * (len(tables) + 1) * len(lanes)
+    figure = figure_class()(figsize=(9, 0.9 + sum(heights)), dpi=110, layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=heights)
+    draw_log_mel(top, log_mel)
+    step = 0.8 / len(tables)
+    for k, (name, events) in enumerate(tables.items()):
+        colour = "black" if k == 0 else f"C{k - 1}"
+        bottom.broken_barh([(0, 0)], (0, 0), facecolor=colour, label=name)  # for the legend, also without events
+        for onset, offset, label, fits in events:
+            place = (lanes.index(label) - 0.4 + k * step, 0.8 * step)
+            style = dict(facecolor=colour if fits else "none", edgecolor=colour)
+            bottom.broken_barh([(onset, offset - onset)], place, **style)
+    bottom.set_yticks(range(len(lanes)), lanes)
+    bottom.set(xlim=(0, len(log_mel) / 8 * FRAME_HOP), ylim=(len(lanes) - 0.5, -0.5))
+    bottom.set_xlabel("seconds; a bar that is empty is a false alarm, no true event fits it")
+    bottom.hlines(np.arange(len(lanes) - 1) + 0.5, *bottom.get_xlim(), color="black", alpha=0.15, linewidth=1)
+    legend_on_top(figure, bottom)
+    return figure
+
+
 # --- the tour's pictures (extras/tour.py) ----------------------------------------------------------------------------
 
 GOOD, BAD, MISSED = "tab:green", "tab:red", "tab:orange"
@@ -369,26 +528,6 @@ def plot_verdicts(truth, found, verdicts, collars, strips=(), path=None):
     panel.set_yticks(range(len(rows)), [kind for kind, _ in rows])
     panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel="seconds")
     return finish(figure, path)
-
-
-def plot_psd_roc(curves, classes, max_efpr):
-    """PSD-ROC. curves: dict of label, a row each -> dict of scenario, a column each -> metrics.psd_roc(..), its area"""
-    n_rows, n_columns = len(curves), len(next(iter(curves.values())))
-    figure = figure_class()(figsize=(12, 0.8 + 3.6 * n_rows), dpi=100, layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    for row, (label, scenarios) in zip(panels, curves.items()):
-        row[0].set_ylabel(f"{label}\ntrue positive rate")
-        for panel, (name, ((efpr, tpr, etpr), area)) in zip(row, scenarios.items()):
-            x = np.append(efpr, max_efpr)
-            for of_class, rate in zip(classes, tpr):
-                panel.step(x, np.append(rate, rate[-1]), where="post", linewidth=0.8, label=of_class)
-            effective = np.append(etpr, etpr[-1])
-            panel.step(x, effective, where="post", color="black", linewidth=2.5, label="effective")
-            panel.fill_between(x, effective, step="post", color="black", alpha=0.12)
-            panel.set(xlim=(0, max_efpr), ylim=(0, 1), xlabel="effective false positives per hour")
-            panel.set_title(f"{name}: {area:.4f}, the gray area", loc="left", fontsize=10)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
-    return figure
 
 
 def plot_curves(panels, path=None):

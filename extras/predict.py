@@ -451,9 +451,14 @@ def begin_folder(args):
 
 def files_of(args, name):
     """What this call writes of a recording, the table or label file last: where that is, all is"""
-    endings = [".scores.npy"] * args.scores + [".png"] * args.plot + [".html"] * args.page
-    endings += [".attention.npy", ".attention.png"] * args.attention
-    return [Path(args.out) / f"{name}{ending}" for ending in (*endings, ENDINGS[args.format])]
+    endings = [".png"] * args.plot + [".html"] * args.page + [".attention.npy", ".attention.png"] * args.attention
+    files = [Path(args.out) / f"{name}{ending}" for ending in (*endings, ENDINGS[args.format])]
+    return [scores_file(args.scores, name), *files] if args.scores else files
+
+
+def scores_file(folder, name):
+    """The table that runs.write_scores writes"""
+    return (Path(folder) / name).with_name(f"{plumbing.stem(name)}.tsv")
 
 
 def is_done(args, path, name):
@@ -492,8 +497,6 @@ def write_files(args, trained, path, name, heard, sound, rows, truth):
     frame_scores = heard.frame_scores[: max(1, math.ceil(heard.seconds / FRAME_HOP))]
     log_mel = heard.log_mel[: 8 * len(frame_scores)] if heard.log_mel is not None else None
     classes = trained.data.classes
-    if args.scores:
-        plumbing.save_array(Path(f"{beginning}.scores.npy"), frame_scores)
     if args.plot:
         events_drawn = [row[:4] for row in rows]
         plots.plot_clip(log_mel, classes, frame_scores, events_drawn, truth or (), Path(f"{beginning}.png"))
@@ -549,6 +552,8 @@ def run(args, folder):
     names = [name for _, name in recordings]
     check_names(names, Path(args.out) if args.out else None)
     several = len(recordings) > 1
+    if args.scores and len({scores_file(args.scores, name) for name in names}) < len(names):
+        raise InputError("--scores: two recordings differ in their suffix alone; predict them one after the other")
     if several and args.visual_file:
         raise InputError("--visual-file belongs to one recording: name one FILE")
     if several and args.format in ("audacity", "srt") and not args.out:
@@ -586,6 +591,10 @@ def run(args, folder):
             rows = events_of(trained, name, heard, args.threshold, args.min_score)
             tell(name, place, heard, rows, networks, stored)
             text = FORMATS[args.format](name, heard.seconds, rows)
+            if args.scores:
+                place = scores_file(args.scores, name).parent
+                series = heard.frame_scores[None], FRAME_HOP, [heard.seconds]
+                runs.write_scores(place, [name], trained.data.classes, *series)
             if args.out:
                 truth = [event for event in true_events if event[0] == name] if name in listed else None
                 write_files(args, trained, path, name, heard, sound, rows, truth)
@@ -621,14 +630,19 @@ def parse_arguments(arguments):
     add("--out", metavar="DIR", help="write a file of events for each FILE, and what the next flags ask for; what"
         " is there, and newer than FILE, is not done again")  # fmt: skip
     add("--page", action="store_true", help="DIR/FILE.html, to look at and to listen to in a browser")
-    add("--scores", action="store_true", help="probabilities of each frame of 0.1565 s, DIR/FILE.scores.npy")
+    add("--scores", nargs="?", const="", metavar="DIR", help="probabilities of each frame of 0.1565 s, a table for each"
+        " FILE, as extras.score --scores and other evaluators read them; default: DIR/scores, in --out")  # fmt: skip
     add("--plot", action="store_true", help="a picture, DIR/FILE.png; needs matplotlib")
     add("--attention", action="store_true", help="what the decoder attends to in the first ten seconds; matplotlib too")
     add("--reference", metavar="TSV", help="true events, for page and picture")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     args = parser.parse_args(arguments)
-    if (args.page or args.scores or args.plot or args.attention) and not args.out:
+    if (args.page or args.scores == "" or args.plot or args.attention) and not args.out:
         parser.error("--page, --scores, --plot and --attention write files: name a folder with --out")
+    if args.scores == "":
+        args.scores = str(Path(args.out) / "scores")  # as in a run's folder
+    if args.scores and (os.path.isfile(args.scores) or (args.out and Path(args.scores) == Path(args.out))):
+        parser.error(f"--scores {args.scores}: wants a folder of its own, for tables of scores alone")
     if args.reference and not (args.plot or args.page):
         parser.error("--reference is drawn by --page and --plot: add one")
     if args.weights and args.visual_file:

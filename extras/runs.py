@@ -4,6 +4,8 @@
     checkpoint.pt            everything that the next epoch needs; goes when the run is finished
     history.tsv              a row for each epoch
     predictions*.tsv         what each score was computed from
+    durations.tsv            seconds of each clip that was scored
+    scores/*.tsv             probabilities of the frames of each clip, see write_scores
     metrics.json, model.pt   the report; the same with the trained weights. model.pt marks the run as finished
 
 Nothing here depends on the network, the data or the method: they come as arguments.
@@ -269,5 +271,28 @@ def write_operating_points(path, points):
     lines = ["filename\tonset\toffset\tevent_label\tthreshold"]
     for threshold, events in points:
         for file, onset, offset, label in events:
-            lines.append(f"{file}\t{onset:.6f}\t{offset:.6f}\t{label}\t{threshold:.2f}")
+            lines.append(f"{file}\t{onset!r}\t{offset!r}\t{label}\t{threshold:.2f}")
     plumbing.write_text(path, "\n".join(lines))
+
+
+def write_durations(path, durations):
+    """dict of filename -> seconds, as a table"""
+    lines = ["filename\tduration", *(f"{name}\t{float(seconds)!r}" for name, seconds in durations.items())]
+    plumbing.write_text(path, "\n".join(lines))
+
+
+def write_scores(folder, filenames, classes, scores, frame_hop, seconds):
+    """Frame scores (N, T, C) -> a table for each clip, <clip stem>.tsv: onset, offset, a column for each class.
+
+    The format in which systems are exchanged (sed_scores_eval, DESED_task, sebbs). The last row ends with the clip;
+    seconds: (N,) lengths of the clips. No digit is lost: read back, the numbers are the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    times = np.arange(scores.shape[1] + 1) * frame_hop
+    header = "\t".join(("onset", "offset", *classes))
+    for name, of_clip, end in zip(filenames, scores, seconds):
+        n_frames = max(1, np.count_nonzero(times[:-1] < end))
+        edges = np.minimum(times[: n_frames + 1], end).tolist()
+        rows = zip(edges, edges[1:], of_clip[:n_frames].astype(np.float64).tolist())
+        lines = ["\t".join(map(repr, (onset, offset, *values))) for onset, offset, values in rows]
+        plumbing.write_text(folder / f"{plumbing.stem(name)}.tsv", "\n".join([header, *lines]))

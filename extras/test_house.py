@@ -33,10 +33,11 @@ ARROWS = {  # who may import whom: always the same floor or a lower one
     "extras.page": {"features", "extras.plumbing"},
     "extras.predict": GROUND | CELLAR | {"extras.embeddings", "extras.page", "extras.plots"},
     "extras.tables": GROUND | CELLAR | {"extras.toy", "extras.plots"},
+    "extras.report": GROUND | CELLAR | {"extras.page", "extras.plots", "extras.score"},
+    "extras.score": GROUND | CELLAR | {"extras.predict"},
     "extras.cells": {"extras.page", "extras.plots", "extras.plumbing"},
     "extras.tour": GROUND | CELLAR | {f"extras.{name}" for name in ("cells", "page", "plots", "predict", "toy")},
     "extras.exercises": GROUND | {"extras.plumbing"},
-    "extras.score": {"features", "metrics", "extras.plumbing"},
     "extras.tagging": {"features", "metrics", "extras.plumbing", "extras.toy"},
     "extras.benchmark": GROUND | CELLAR,
     "extras.learned_weights": GROUND | CELLAR | {"extras.toy"},
@@ -110,7 +111,8 @@ def test_log_mel_is_its_section_and_the_constants_above_it():
 
 
 COMMANDS = "train extras.parallel extras.toy extras.embeddings extras.predict extras.tables extras.score".split()
-COMMANDS += "extras.tour extras.exercises extras.benchmark extras.boes2019 extras.fayek2020 features".split()
+COMMANDS += "extras.report extras.tour extras.exercises extras.benchmark".split()
+COMMANDS += "extras.boes2019 extras.fayek2020 features".split()
 LOOK = """
 import importlib, os, sys
 

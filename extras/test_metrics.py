@@ -146,25 +146,36 @@ def test_psds_from_scores_equals_psds_of_the_events_at_every_threshold():
         points = at_all_thresholds(scores, files, classes, window, durations)
         for criteria in (PSDS1 | {"max_efpr": 3000.0}, PSDS2, PSDS2 | {"max_efpr": 3000.0, "ct_divisor": "C"}):
             got = metrics.psds_from_scores(scores, files, truth, durations, classes, HOP, window, **criteria)
-            assert same(got, metrics.psds(truth, points, durations, classes, **criteria), 1e-14)
+            # to the last digit, whatever the order of files: no sum of rates or durations is rounded on its way
+            turned = dict(reversed(durations.items()))
+            assert got == metrics.psds(truth[::-1], points, turned, classes, **criteria)
             if seed < 10:
                 assert same(got, metrics.psds_by_definition(truth, points, durations, classes, **criteria))
             roc = metrics.psd_roc_from_scores(scores, files, truth, durations, classes, HOP, window, **criteria)
             assert same(np.diff(roc[0], append=criteria["max_efpr"]) @ roc[2] / criteria["max_efpr"], got)
             of_events = metrics.psd_roc(truth, points, durations, classes, **criteria)
-            if criteria["alpha_ct"]:  # sums of rates, whose rounding may make two steps of one
-                edges = np.append(of_events[0], criteria["max_efpr"])
-                middle = (edges[:-1] + edges[1:])[np.diff(edges) > 1e-9] / 2
-                roc, of_events = (
-                    [x[..., np.searchsorted(steps[0], middle, side="right") - 1] for x in steps[1:]]
-                    for steps in (roc, of_events)
-                )
             for a, b in zip(roc, of_events):
                 np.testing.assert_array_equal(a, b)
     few, loose = [0.7, 0.2, 0.4, 0.7], PSDS2 | {"max_efpr": 3000.0, "alpha_st": 0.0}
     got = metrics.psds_from_scores(scores, files, truth, durations, classes, HOP, thresholds=few, **loose)
     points = at_all_thresholds(scores, files, classes, 1, durations, few)
     assert 0 < got < 1 and same(got, metrics.psds(truth, points, durations, classes, **loose))
+
+
+def test_psds_does_not_depend_on_the_order_of_files():
+    rng, values, files = np.random.default_rng(0), set(), [f"{i}.wav" for i in range(30)]
+    lengths = dict(zip(files, rng.uniform(5, 10, 30).tolist()))  # in other orders their sums are rounded otherwise
+    truth = [(name, t, t + rng.uniform(0.1, 1), "ABC"[k]) for name in files for k, t in enumerate(rng.uniform(0, 4, 3))]
+    found = [(name, t, t + rng.uniform(0.1, 1), "ABC"[k]) for name in files for k, t in enumerate(rng.uniform(0, 4, 3))]
+    for _ in range(20):
+        for names in (files, truth, found):
+            rng.shuffle(names)
+        durations = {name: lengths[name] for name in files}
+        points, criteria = [found, sorted(found)[:50], []], PSDS2 | {"max_efpr": 9000.0, "alpha_st": 0.0}
+        for alpha_ct in (0.0, 0.5):
+            efpr, *_ = metrics.psd_roc(truth, points, durations, ["A", "B", "C"], **criteria | {"alpha_ct": alpha_ct})
+            values.add(tuple(efpr.tolist()))
+    assert len(values) == 2 and all(len(efpr) > 3 for efpr in values)  # one for each alpha_ct
 
 
 def test_exact_psds_equals_psds_with_every_score_as_threshold():

@@ -28,6 +28,8 @@ import metrics
 import train
 from avsed import MultiEncoder
 from extras import embeddings, page, plumbing, predict
+from extras.score import read_scores, score_frames
+from extras.test_bad_input import refused
 from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
 from extras.test_page import Tags, browser, content_of, with_chromium  # noqa: F401
 from test_avsed import HERE, quiet, shrink, write_tiny, write_wav
@@ -427,8 +429,10 @@ def test_the_command_prints_and_writes_events(tmp_path, capsys):
     printed = capsys.readouterr()
     rows = []
     for name, seconds in (("b.wav", 2.0), ("a.wav", 12.3)):
-        scores = np.load(tmp_path / f"out/new/{name}.scores.npy")
-        assert scores.shape == (math.ceil(seconds / FRAME_HOP), 2)
+        columns, scores = read_scores(tmp_path / f"out/new/scores/{name[0]}.tsv")
+        assert columns == ["onset", "offset", *CLASSES] and scores.shape == (math.ceil(seconds / FRAME_HOP), 4)
+        assert scores[0, 0] == 0 and scores[-1, 1] == seconds
+        scores = scores[:, 2:]
         rows += [f"{name}\t0.0\t{seconds}\t{label}\t{scores[:, c].mean():.3f}\n" for c, label in enumerate(CLASSES)]
     table = HEADER + "".join(rows)
     assert printed.out == table  # the threshold is 0, so each class sounds from the beginning to the end
@@ -438,8 +442,18 @@ def test_the_command_prints_and_writes_events(tmp_path, capsys):
     assert "synthesised" not in printed.err
     assert "tuned for EBF1" in printed.err and printed.err.count("predicted from sound alone (acoustic weight 1)") == 2
     made = sorted(path.name for path in (tmp_path / "out/new").iterdir())
-    tables = ["a.wav.scores.npy", "a.wav.tsv", "b.wav.scores.npy", "b.wav.tsv"]
-    assert made == [*tables, "predictions.tsv", "settings.json"]
+    tables = ["a.wav.tsv", "b.wav.tsv"]
+    assert made == [*tables, "predictions.tsv", "scores", "settings.json"]
+    run(model, *files, "--scores", tmp_path / "elsewhere")  # without --out
+    assert capsys.readouterr().out == table
+    found, _ = score_frames(tmp_path / "out/new/predictions.tsv", tmp_path / "elsewhere", threshold=0.0)
+    assert found["event_f1_micro"] == 1 and found["hours"] * 3600 == pytest.approx(14.3)  # its events are the truth
+    for name in "ab":
+        here, there = (tmp_path / folder / f"{name}.tsv" for folder in ("out/new/scores", "elsewhere"))
+        assert here.read_bytes() == there.read_bytes()
+    twin = tmp_path / "in/a.flac"
+    twin.touch()
+    assert "differ in their suffix alone" in refused(capsys, model, files[1], twin, "--scores", tmp_path, command=run)
     run(tiny_model(tmp_path / "deaf.pt", threshold=1.0), files[0])
     assert capsys.readouterr().out == HEADER
     state = torch.load(model, weights_only=True)
@@ -947,6 +961,8 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
     (
         (["m.pt"], "required: FILE"),
         (["m.pt", "a.wav", "--scores"], "name a folder with --out"),
+        (["m.pt", "a.wav", "--scores", __file__], "wants a folder of its own"),
+        (["m.pt", "a.wav", "--out", "d", "--scores", "d"], "wants a folder of its own"),
         (["m.pt", "a.wav", "--page"], "name a folder with --out"),
         (["m.pt", "a.wav", "--threshold", "1.5"], "'1.5': must be a number from 0 to 1"),
         (["m.pt", "a.wav", "--min-score", "nan"], "'nan': must be a number from 0 to 1"),
