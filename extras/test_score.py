@@ -175,7 +175,7 @@ def test_memory_of_clip_f1_grows_with_the_rows():
         assert score.clip_f1(rows, rows, classes).macro == 1
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 5 * peaks[0]
+    assert peaks[1] < 8 * peaks[0]  # 16 times where it grows with files times labels
 
 
 def test_control_characters_are_shown_escaped(tmp_path, capsys):
