@@ -17,9 +17,10 @@ The file is a notebook, too: open it in VS Code or Spyder, or in Jupyter with ju
 # know PyTorch and what attention is. You need not know anything about sound. Every number and picture below is made by
 # the functions that the real program uses. Their names stand in the code, so you can look them up.
 #
-# The clip is a *toy*: its sounds are synthesised, and its "video" is a row of 64 vectors made from the truth. So the
-# scores mean nothing elsewhere. Every shape, formula and step is that of the paper. Words that are new to you are
-# explained at the end of the page.
+# The clip is a *toy*: its sounds are synthesised, and its "video" is a row of 64 vectors made from the truth. With real
+# data the vectors come from a pretrained network, which looks at 64 pictures of the video and stays fixed: OpenL3
+# (`openl3` below) or TCE (`tce`). So the scores of the toy mean nothing elsewhere. Every shape, formula and step is
+# that of the paper. Words that are new to you are explained at the end of the page.
 
 # %% tags=["shapes"]
 from pathlib import Path
@@ -90,8 +91,8 @@ show(plots.plot_strips(strips), "What is heard, what is seen (the first 64 of 51
 # | unlabelled | nothing | |
 #
 # Strong labels are expensive: somebody must listen many times. So the paper's strong clips are synthetic mixtures,
-# which never had a video, and 14,412 of its 18,574 training clips are unlabelled. Two more parts are for testing and
-# have strong labels: settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at
+# which never had a video, and 14,412 of its 18,574 training clips are unlabelled. Two more parts have strong labels and
+# are not trained on: settings such as thresholds are chosen on the *validation* clips, the *public* ones are scored at
 # the very end.
 #
 # ## 2. The whole network, and all shapes
@@ -126,19 +127,22 @@ def print_shapes():
 print_shapes()
 
 # %% [markdown]
-# There are three kinds of frames, so we always say which. A clip has **512 log-mel frames** (20 ms apart), **64 output
-# frames** (8 log-mel frames each) and **64 pictures** (one per 0.156 s). The last two fall on the same moments. So the
-# 65 vectors in the decoder are 64 output frames and the token.
+# There are three kinds of frames, so we always say which. A clip has **512 log-mel frames** (313 samples or 19.6 ms
+# apart), **64 output frames** (of 8 log-mel frames each: 0.1565 s) and **64 pictures** (one per 0.15625 s). The last
+# two fall on the same moments, to within 16 ms at the clip's end. So the 65 vectors in the decoder are 64 output frames
+# and the token.
 #
 # ## 3. From sound to log-mel
 #
-# *Sec. 3.1.2.* The waveform has 16,000 numbers per second: too many, and their order says little. So we cut the sound
-# into short overlapping **windows**. Each window is turned into frequencies by a Fourier transform. Then 64 overlapping
-# filters sum up neighbouring frequencies. Low ones are narrow and high ones are wide, as in the ear: this is the *mel*
-# scale. The logarithm comes last, since we hear ratios of loudness, not differences.
+# *Sec. 3.1.2.* The waveform has 16,000 numbers per second: too many, and what we hear as high or low is only in how
+# fast they swing. So we cut the sound into short overlapping **windows**. Each window is turned into frequencies by a
+# Fourier transform. Then 64 overlapping filters sum up neighbouring frequencies. Low ones are narrow and high ones are
+# wide, as in the ear: this is the *mel* scale. The logarithm comes last, since we hear ratios of loudness, not
+# differences.
 
 # %%
-show(plots.plot_windows(waveform, begin=truth[0][1] + 0.2), "Left: three windows over a tenth of a second of our clip.")
+show(plots.plot_windows(waveform, begin=truth[0][1] + 0.2), "Left: three windows over a tenth of a second of our clip. "
+     "Right: how much each filter takes of each frequency.")  # fmt: skip
 log_mel = features.log_mel(waveform)  # (512, 64)
 standardised = train.standardise(log_mel, train.statistics_on(CPU, data)["log-mel"])
 strips = [("log-mel", log_mel.numpy(), None), ("standardised", standardised.numpy(), None), ("events", bars, here)]
@@ -195,7 +199,8 @@ rows = [[f"frame {frame}, {frame * FRAME_HOP:.1f} s"] for frame in three]
 for row, of_row, shares in zip(rows, scores, weights):
     row += [f"{score:.2f} → {share:.3f}" for score, share in zip(of_row, shares)]
 show(page.table(("asks", *(f"frame {k}" for k in three)), rows), "Score → weight. The weights of a row sum to 1.")
-show(plots.plot_maps(maps, "frame that is looked at", "frame that asks"), "All 64 x 64 weights, a map for each head.")
+caption = "All 64 x 64 weights, a map for each of the three heads. A bright column is a frame that all others look at."
+show(plots.plot_maps(maps, "frame that is looked at", "frame that asks"), caption)
 
 # %% [markdown]
 # Attention knows no order: it would give the same answers if the frames were shuffled. So the **transformer** adds a
@@ -216,9 +221,11 @@ show(plots.plot_maps({"row of the table": relative_rows().numpy()}, "key", "quer
 # encoder's memory. For each encoder there is a *copy* of the cross-attention with parameters of its own.
 #
 # The weights are fixed numbers such as 0.75 for sound and 0.25 for sight. Where a clip has no video, the weight of that
-# encoder becomes 0, and the other weights are divided by their sum. This is all. It works clip by clip, so one batch
-# may mix clips with and without video, in training and in testing alike. Here are three clips for a network with two
-# visual streams: one clip has both streams, one has one, one has none.
+# encoder becomes 0, and the other weights are divided by their sum. Without this division the sum of the answers would
+# be smaller for clips without video (0.75 of its size), and the layers behind it would have to cope with two sizes.
+# This is all. It works clip by clip, so one batch may mix clips with and without video, in training and in testing
+# alike. Here are three clips for a network with two visual streams: one clip has both streams, one has one, one has
+# none.
 
 # %%
 present = torch.tensor([[True, True], [True, False], [False, False]])  # three clips, two visual streams
@@ -247,7 +254,8 @@ for hook in hooks:
 shares = interpolation_weights(weight, has_video[:, None])  # (2 clips, 2 encoders)
 by_hand = shares[:, 0, None, None] * of_sound + shares[:, 1, None, None] * of_sight  # (2, 65, 128)
 assert torch.allclose(by_hand, total, atol=1e-5)
-print("weights of sound and sight: with video", shares[0].tolist(), "without", shares[1].tolist())
+print("weights of sound and sight in this model, chosen on the validation clips:")
+print("with video", shares[0].tolist(), "without", shares[1].tolist())
 strips = {"memory of the acoustic encoder": heard[0], "memory of the visual encoder": seen[0]}
 strips |= {"answer of sound": of_sound[0, :64], "answer of sight": of_sight[0, :64]}
 strips |= {"weighted sum, with video": total[0, :64], "weighted sum, without video": total[1, :64]}
@@ -256,13 +264,13 @@ show(plots.plot_strips([(label, (x - x.mean(0)).numpy(), None) for label, x in s
 
 # %% [markdown]
 # How much does the picture change? Below are the probabilities of all classes for the same clip, while the acoustic
-# weight goes from 1 (the video is ignored) to 0.25. Look at which classes come and go, and how sharp the edges are.
-# With much weight on the picture the edges blur: the picture knows the time to about a second.
+# weight goes from 1 (the video is ignored) to 0.25. Look at which classes come and go: the picture tells hums and
+# noises apart that sound alike, and it also shows things that make no sound. It knows the time to about a second only.
 
 # %%
 strips = []
 with torch.no_grad():
-    for w in (1.0, 0.75, 0.5, 0.25):
+    for w in sorted({1.0, 0.75, 0.5, 0.25, weight}, reverse=True):
         frame_logits, clip_logits = student.decode(*encoded, w)
         strips.append((f"acoustic weight {w}", frame_logits[0].sigmoid().numpy(), classes))
 show(plots.plot_strips([*strips, ("true events", bars, here)]), "Frame probabilities: black is 0, bright is 1.")
@@ -277,7 +285,7 @@ show(plots.plot_strips([*strips, ("true events", bars, here)]), "Frame probabili
 #
 # *Sec. 3.1.3.* A probability in each output frame is not yet an event. First a **threshold**: a frame is active where
 # its probability is above it. Then a **median filter**: each frame becomes what most of the frames in a window around
-# it are. So short gaps are closed, and short blips go. What remains in one piece is an event.
+# it are. So gaps and blips that are shorter than half the window go. What remains in one piece is an event.
 
 # %%
 threshold, window = trained.threshold, trained.window  # of each class, tuned for EBF1
@@ -301,8 +309,10 @@ show(plots.plot_strips([*strips, ("events", bars, ["found", "true"])]),
 
 # %% [markdown]
 # Threshold and window are **tuned**: all pairs are tried on the validation clips, and the best F1 wins. Each class has
-# its own pair, because rare or short sounds get lower probabilities than long, frequent ones. Each score has its own
-# pair, too, because each score forgives other mistakes. This is what tuning saw for one class:
+# its own pair: rare or short sounds get lower probabilities than long, frequent ones, and a window that mends a long
+# sound would wipe out a short one. Each score has its own pair, too, because each score forgives other mistakes. CBF1
+# has no time and so no window; PSDS has no threshold, and only its windows are tuned, by PSDS itself. This is what
+# tuning saw for one class:
 
 # %%
 part = data.partitions["validation"]
@@ -353,19 +363,29 @@ by_clip, by_segment = metrics.clip_f1(clip.tags, tags), metrics.segment_f1(truth
 for score, f1 in (("CBF1", by_clip), ("SBF1", by_segment), ("EBF1", metrics.event_f1(truth, found, classes))):
     counts = ", ".join(f"{x} {n.sum()}" for x, n in (("TP", f1.n_tp), ("FP", f1.n_fp), ("FN", f1.n_fn)))
     print(f"{score} of this clip: {counts} -> {f1.macro if score == 'EBF1' else f1.micro:.3f}")
+    if score == "EBF1":
+        print("     the mean of", ", ".join(f"{what} {f1.per_class[what]:.3f}" for what in here))
 
 # %% [markdown]
 # **Events (EBF1).** A found event is right if its onset lies within 0.2 s of the true one, and its offset within 0.2 s
 # or 20 % of the true event's length, whichever is more. These tolerances are called **collars**. One slip of a quarter
-# of a second makes two errors: a false event and a missed one.
+# of a second makes two errors: a false event and a missed one. The mean over classes leaves out those without true
+# events. So in this one clip a false event of another class costs nothing; over all clips every class has true events.
 #
 # **Events (PSDS).** One blurred edge makes a whole long event wrong, so PSDS asks for overlap instead. *Detection
 # tolerance criterion* (DTC): enough of the found event lies in true events of its class; else it is a false positive.
 # *Ground truth intersection criterion* (GTC): enough of a true event is covered by such detections; then it counts as
-# found. *Cross-trigger criterion* (CTTC): a false positive that lies in an event of *another* class costs extra. The
-# numbers of Table 4 say what each favours. PSDS1 asks for 0.7 and 0.7: exact times. PSDS2 asks for 0.1 and 0.1, but
-# makes cross-triggers cost (0.5): times hardly matter, the right class does.
-#
+# found. *Cross-trigger criterion* (CTTC): a false positive of which enough lies in an event of *another* class costs
+# extra. PSDS1 asks for 0.7 and 0.7: exact times. PSDS2 asks for 0.1 and 0.1, but makes cross-triggers cost: times
+# hardly matter, the right class does.
+
+# %%
+names = {"dtc_threshold": "DTC", "gtc_threshold": "GTC", "cttc_threshold": "CTTC", "alpha_ct": "cost of cross-triggers"}
+names |= {"alpha_st": "cost of deviation", "max_efpr": "false alarms per hour, at most"}
+rows = [("PSDS1", *map(metrics.PSDS1.get, names)), ("PSDS2", *map(metrics.PSDS2.get, names))]
+show(page.table(("score", *names.values()), rows), "Table 4 of the paper. (PSDS1 has no CTTC: its cost is 0.)")
+
+# %% [markdown]
 # Made-up events first. Truth is a dog from 2 to 5 s and speech from 7 to 9 s:
 
 # %% tags=["fold"]
@@ -409,23 +429,27 @@ def show_verdicts(truth, found, caption, strips=()):
 # %%
 times = (2.15, 5.5), (2.25, 5.0), (2.2, 3.2), (1.0, 6.5), (7.2, 8.8)
 show_verdicts([("a.wav", 2.0, 5.0, "Dog"), ("a.wav", 7.0, 9.0, "Speech")], [("a.wav", *pair, "Dog") for pair in times],
-              "Gray: truth. Orange: its collars. Blue: what five systems might find.")  # fmt: skip
+              "Gray: truth. Orange: its collars. Blue: what five systems might find. "
+              "A mark says whether what was found is right, not whether all was found.")  # fmt: skip
 
 # %% [markdown]
 # The first is right although it ends half a second late: 20 % of 3 s are 0.6 s. The second is wrong for EBF1, its onset
-# is 0.05 s too late, but PSDS1 likes it: it lies in the truth completely. The last one is a *cross-trigger*: it is
-# called a dog, and it is speech. Now the events of our clip, with the thresholds tuned for EBF1:
+# is 0.05 s too late, but PSDS1 likes it: it lies in the truth completely. So does the third, and no DTC objects. But it
+# covers only a third of the dog: for the GTC of PSDS1 (0.7) the dog is still missed, for that of PSDS2 (0.1) it is
+# found. Of the fourth 0.55 lie in the dog: too little for PSDS1, enough for PSDS2. The last one is a *cross-trigger*:
+# it is called a dog, and it is speech. Now the events of our clip, with the thresholds tuned for EBF1:
 
 # %%
-caption = "From probabilities to verdicts. A mark says whether what was found is right, not whether all was found."
+caption = "From probabilities to verdicts."
 show_verdicts(truth, found, caption, strips[:3]) if found else print("nothing was found")
 
 # %% [markdown]
 # **The curve whose area is PSDS.** F1 depends on one threshold, PSDS on none. Move the threshold from 0.99 to 0.01. At
-# each of 50 values (**operating points**) count the share of events found, and the false alarms per hour. Plot one over
-# the other, for each class. Then take the mean over the classes, minus their standard deviation (`alpha_st` = 1), so
-# that no class may be left behind. PSDS is the area below this curve, up to 100 false alarms per hour, divided by 100.
-# False alarms are *effective* when cross-triggers are added to them, times `alpha_ct`: 0 for PSDS1, 0.5 for PSDS2.
+# each of 50 values (**operating points**) count the share of events found, and the false alarms per hour. Plot the
+# share over the false alarms, for each class. Then take the mean over the classes, minus their standard deviation
+# (`alpha_st` = 1), so that no class may be left behind. PSDS is the area below this curve, up to 100 false alarms per
+# hour, divided by 100. False alarms are *effective* when cross-triggers are added to them, times `alpha_ct`: 0 for
+# PSDS1, 0.5 for PSDS2.
 
 # %%
 curves = {}
@@ -437,12 +461,15 @@ show(plots.plot_psd_roc({"public clips": curves}, classes, metrics.PSDS1["max_ef
 rows = []
 for part_of_the_clips, scores in state["scores"].items():
     rows.append((part_of_the_clips, *(train.as_printed(score, scores[score]) for score in train.SCORES)))
-show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
+ignored = state["by_weight"]["1.0"]["with_video"]  # the same clips, with all the weight on the sound
+rows.insert(3, ("with_video, video ignored", *(train.as_printed(score, ignored[score]) for score in train.SCORES)))
+show(page.table(("clips", *train.SCORES), rows), "All scores of this model: F1 in percent, PSDS as a fraction.")
 
 # %% [markdown]
-# The last two rows split the public clips as Table 7 does: those with video, and those without. Look at how much video
-# helps where it is there, and whether the clips without it pay for that. (There are few without it here, so one event
-# more or less moves their scores by some points.)
+# The last three rows split the public clips as Table 7 does: those with video, the same with their video ignored, and
+# those without. Look at how much video helps where it is there. The clips of the last row are others and few, so one
+# event more or less moves their scores by some points: whether they pay for the video is seen only beside a model of
+# sound alone, on these same clips (`extras/RESULTS.md` has such a table).
 #
 # ## 9. One training step
 #
@@ -450,7 +477,8 @@ show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
 # **student** and keeps a **teacher**. The teacher is the moving average of all students so far. Why? The student jumps
 # about from step to step. The average errs less than the latest student, so its answers can stand in for labels. For
 # every clip, labelled or not, the student should answer as the teacher does, although dropout disturbs both
-# differently. This is **consistency**.
+# differently. This is **consistency**: the mean squared difference of their probabilities. (The scores, though, are the
+# student's, as in the paper. At the end the learning rate is so low that the two hardly differ.)
 #
 # | loss | strong | weak | unlabelled | compares | weight |
 # |---|---|---|---|---|---|
@@ -459,10 +487,15 @@ show(page.table(("clips", *train.SCORES), rows), "All scores of this model.")
 # | clip consistency | yes | yes | yes | student with teacher | 2 |
 # | frame consistency | yes | yes | yes | student with teacher | 2 |
 #
+# Cross entropy is binary here: a yes or no for each class, as several may sound at once. The loss is the weighted sum.
+#
 # A third of the batches is blended (**mixup**): each clip with another one, inputs and labels alike. So 0.9 dog + 0.1
 # cat has the label 0.9 dog, 0.1 cat. The network cannot learn clips by heart, and becomes less sure of itself. Only
 # clips of one kind are blended: strong with strong, since labels must be of one kind, and clips with video with such
-# that have it, since half a video would be no video. Of the first 40 batches, this one is blended most evenly:
+# that have it, since a video blended with nothing would look like no video that there is. Each kind has its own ratio.
+# Partners are drawn by shuffling, so a clip may meet itself, or one with the same class: then 1.00 stays. An empty row
+# holds none of the ten classes, or is unlabelled. (Here a batch has 4 strong, 6 weak, 2 unlabelled clips, in the paper
+# 32, 32, 64.) Of the first 40 batches, this one is blended most evenly:
 
 # %%
 config = train.Config(**{key: tuple(x) if isinstance(x, list) else x for key, x in state["config"].items()})
