@@ -474,7 +474,7 @@ def run(args, log):
 def main(arguments=None):
     args = parse_arguments(arguments)
     with plumbing.one_line_errors("the same command goes on after the last finished run"):
-        run(args, lambda line: print(plumbing.shown(line), flush=True))
+        run(args, plumbing.say)
 
 
 if __name__ == "__main__":

@@ -643,7 +643,7 @@ def inventory(root, streams, log):
     return videos
 
 
-def extract(root, weights, device="auto", log=print):
+def extract(root, weights, device="auto", log=plumbing.say):
     """Write root/visual/<stream>/<clip stem>.npy, (64, D) float16, for the listed clips that have a video.
 
     weights: dict of stream (openl3, vgg16, tce, resnet152) -> file of weights. Each video is decoded once for all
@@ -679,7 +679,7 @@ def extract(root, weights, device="auto", log=print):
         log(f"       counted as missing: {error}")
 
 
-def extract_sound(root, name, weights=None, device="auto", log=print):
+def extract_sound(root, name, weights=None, device="auto", log=plumbing.say):
     """Write root/sound/<name>/<clip stem>.npy, (10, 128) float32, for all sound files in the folders of root/audio.
 
     name: "vggish", with its file of weights, or "log-mel". Files that exist are left alone; sound that cannot be

@@ -470,8 +470,7 @@ def analyse(classes, part, runs, out, as_paper):
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-def log(line):
-    print(plumbing.shown(line), flush=True)
+log = plumbing.say
 
 
 def run(args):

@@ -152,9 +152,13 @@ def complain(error):
 
 
 def shown(text):
-    """Text with names from files, for a terminal: what would move its cursor is escaped, all but tabs and line breaks"""
+    """Text with names from files, for a terminal: what moves its cursor is escaped, all but tabs and line breaks"""
     moves = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # control characters, directions of writing
     return re.sub(moves, lambda match: f"\\u{ord(match[0]):04x}", text)  # as in JSON
+
+
+def say(line):
+    print(shown(line), flush=True)
 
 
 def print_whatever_happens():

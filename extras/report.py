@@ -387,7 +387,7 @@ def text_of(sections):
     for section in sections:
         lines += [f"=== {section.title}", *([] if section.tables else [section.text]), ""]
         for caption, header, rows in section.tables:
-            cells = [["" if cell is None else str(cell) for cell in row] for row in (header, *rows)]
+            cells = [["" if cell is None else str(cell).replace("\n", " ") for cell in row] for row in (header, *rows)]
             widths = [max(map(len, column)) for column in zip(*cells)]
             lines += [caption] if caption else []
             lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
@@ -433,7 +433,7 @@ def run_command(args):
     systems = systems_of(found)
     sections = sections_of(systems, args.data)
     if args.text:
-        print(text_of(sections), end="")
+        print(plumbing.shown(text_of(sections)), end="")
         return
     notes = [f"Runs: {', '.join(run.folder.name for run in found)}."]
     if any(run.report and run.report.get("toy_data") for run in found):

@@ -394,7 +394,7 @@ def read_public(root, trained, cache):
 
 
 def log(line):
-    print(line, file=sys.stderr, flush=True)
+    print(shown(line), file=sys.stderr, flush=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

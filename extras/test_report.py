@@ -106,6 +106,15 @@ def test_the_text_has_the_numbers_of_the_runs(folders, tmp_path, capsys):
     assert shown[2] == f"{100 * so_far:.2f}"
 
 
+def test_a_class_name_moves_no_cursor_and_forges_no_row(folders, tmp_path, capsys):
+    shutil.copytree(folders / "a0", tmp_path / "a0")
+    text = (tmp_path / "a0/metrics.json").read_text().replace('"A"', json.dumps("A\x1b[2J\nforged  100.0"))
+    (tmp_path / "a0/metrics.json").write_text(text)
+    lines = text_of(capsys, tmp_path / "a0").splitlines()
+    named = [line for line in lines if "forged" in line]
+    assert named and all(line.startswith("A\\u001b[2J forged  100.0  ") for line in named)
+
+
 def test_the_text_has_a_table_for_each_picture(folders, capsys):
     names = ("a0", "a1", "b")
     reports = [json.loads((folders / name / "metrics.json").read_text()) for name in names]
