@@ -497,8 +497,18 @@ def test_json_of_another_form(tmp_path):
     for wanted in ({"x": 0.0}, {"x": "1", "n": [0, 0]}, {"x": 0.0, "n": [0]}, {"x": 0, "n": [0, 0]}):
         assert not plumbing.same_form(found, wanted)
     assert not plumbing.same_form({"x": float("inf")}, {"x": 0.0})
-    assert not plumbing.same_form(torch.ones(1).expand(9), torch.ones(9))  # on disk it is one number
-    assert plumbing.same_form(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.ones(2, 3, 4, 4))
+
+
+def test_tensors_grow_no_larger_than_their_file(tmp_path):
+    path, whole = tmp_path / "x.pt", torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    for repeated in (torch.ones(1).expand(10**9), torch.ones(10**9, device="meta")):
+        for content in (repeated, {"x": [whole, repeated]}, {"x": {"y": (repeated,)}}):
+            torch.save(content, path)
+            with pytest.raises(ValueError, match="promises more than it holds"):
+                plumbing.load_tensors(path)
+    content = {"x": [whole, torch.ones(1, 9).expand(2, 9)], "y": "text"}
+    torch.save(content, path)
+    assert plumbing.same_form(plumbing.load_tensors(path), content)
 
 
 def test_hidden_files_and_what_is_no_sound_are_passed_over(tmp_path):
