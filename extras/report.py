@@ -11,7 +11,6 @@ the page and for the terminal. Shapes: C classes.
 """
 
 import argparse
-import json
 import math
 import statistics
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -65,8 +64,8 @@ def read_run(folder):
     path = folder / ("metrics.json" if finished else "checkpoint.pt")
     if not path.is_file():
         raise InputError(f"{path}: no such file; name a folder as train.py left it")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if finished else runs.load(path, "name another run")
+    with plumbing.foreign(path, "was not written by this version of train.py ({}); name another run"):
+        found = plumbing.load_json(path) if finished else runs.load(path, "name another run")
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in found["config"].items()}
         run = Run(folder, Config(**config), found["classes"], found["data"], history)
         if finished:
@@ -77,9 +76,6 @@ def read_run(folder):
             run.report, run.by_class = found, np.array(cells, float)
             for name, what in TUNED:
                 np.array(found["tuned"][name][what], float).reshape(len(run.classes))
-    except plumbing.FOREIGN as error:
-        reason = plumbing.first_line(error)
-        raise InputError(f"{path}: was not written by this version of train.py ({reason}); name another run") from None
     return run
 
 

@@ -345,16 +345,12 @@ def score_model(model, root, device_name):
 
     root, trained, state = Path(root), predict.load_model(model, device_name), runs.load(model)
     classes, weight = trained.data.classes, trained.audio_weight
-    try:
+    with plumbing.foreign(model, "lacks thresholds of the five scores; name the model.pt that a run left"):
         tuned = {name: tuple(values and np.array(values) for values in (state["tuned"][name]["threshold"],
                  state["tuned"][name]["window"])) for name in train.SCORES}  # fmt: skip
         source = state["config"]["data"]
-    except plumbing.FOREIGN:
-        raise InputError(f"{model}: lacks thresholds of the five scores; name the model.pt that a run left") from None
     part = read_public(root, trained, plumbing.cache_folder(root, Path(model).parent))
     frame_scores, clip_scores = train.predict(trained.student, trained.data, part, [weight], trained.device)[weight]
-    if not np.isfinite(frame_scores).all():
-        raise FloatingPointError(f"{model}: makes no finite numbers of the clips in {root}; is it damaged?")
     chosen = f"thresholds, windows and the acoustic weight {weight:g}"
     warnings.warn(f"{chosen} were tuned on the validation clips of {source}")
     scores = {"files": len(part), "reference_events": len(part.events), "hours": sum(part.durations) / 3600}
