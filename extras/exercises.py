@@ -87,6 +87,10 @@ def the_papers_collar():
             got = int(score(truth, found, ["Dog"]).n_tp[0])
             pair = f"{score.__name__}, truth 2 to 5 and 7 to 7.5 s, found 2 to {long} and 7 to {short} s"
             need(got == n_tp, f"{pair}: {got} right, {n_tp} expected")
+        late = [("a", 7.15, 7.55, "Dog")]
+        need(score(truth, late, ["Dog"]).n_tp[0] == 1, f"{score.__name__}: the collar of the onset is still 0.2 s")
+        strict = score(truth, [("a", 2.0, 5.1, "Dog")], ["Dog"], t_collar=0.05).n_tp[0]
+        need(strict == 0, f"{score.__name__}: with t_collar 0.05 s an offset that is 0.1 s late is right")
 
 
 def which_test_tells(name=None):
@@ -171,7 +175,13 @@ def a_focal_loss():
         need(float(nothing) == 0, "without any such clip the loss is not 0")
         extreme = logits.new_tensor([[60.0, -60.0]]).requires_grad_()
         train.binary_cross_entropy(extreme, torch.tensor([[0.0, 1.0]])).backward()
-        need(bool(extreme.grad.isfinite().all()), "the gradient is not finite where the network is sure and wrong")
+        fits = close(extreme.grad, [[0.5, -0.5]])  # |y - p| is 1 there: as without focus, over two elements
+        need(fits, "at logits of 60, sure and wrong, the gradient is not 0.5 and -0.5, as the cross entropy has it")
+        train.FOCUS, x = 1.0, torch.tensor([0.5], requires_grad=True)
+        train.binary_cross_entropy(x, torch.ones(1)).backward()
+        p = 1 / (1 + math.exp(-0.5))  # the loss is -(1 - p) log p, and the derivative of p is p (1 - p)
+        by_hand = p * (1 - p) * math.log(p) - (1 - p) ** 2
+        need(close(x.grad, [by_hand]), f"the gradient at a logit of 0.5 is {x.grad.item():.4f}, by hand {by_hand:.4f}")
     finally:
         train.FOCUS = before
 
@@ -186,18 +196,29 @@ def hide_the_video():
     visual, present = dict.fromkeys(streams, maps), dict.fromkeys(streams, has)
     clips = train.Clips(maps, visual, present, *targets, nothing, torch.device("cpu"))
     config = train.Config("", streams, "transformer", 0.5, 0.5, 10, 40, batch_size, 0, "fp32")
-    shown, of, chances = 0, 0, []
+    try:
+        for rate in (0.2, 0.5):
+            train.HIDE_VIDEO = rate
+            hidden_at(rate, clips, config, has)
+    finally:
+        train.HIDE_VIDEO = 0.5
+
+
+def hidden_at(rate, clips, config, has):
+    """Is this share of the clips with video hidden? has: for each label group which clips have video"""
+    shown, of, chances, sizes = 0, 0, [], list(zip(map(len, has), config.batch_size))
     for t in range(200):
         batch, again = train.training_batch(clips, config, t), train.training_batch(clips, config, t)
         now = batch.present["openl3"].numpy()
         need(np.array_equal(now, again.present["openl3"].numpy()), f"batch {t} is not the same when it is made again")
         need(np.array_equal(now, batch.present["tce"].numpy()), "a clip lost one of its streams and kept another")
-        picked = [has[g][train.endless(n, size, t, (0, g))] for g, (n, size) in enumerate(zip(sizes, batch_size))]
+        picked = [has[g][train.endless(n, size, t, (0, g))] for g, (n, size) in enumerate(sizes)]
         had = np.concatenate(picked)
         need(not (now & ~had).any(), "a clip without video got one")
         shown, of = shown + now.sum(), of + had.sum()
         chances.append(now[had].mean())
-    need(abs(shown / of - 0.5) < 0.04, f"of the clips with video {100 * shown / of:.0f} % kept it, not half")
+    kept = f"HIDE_VIDEO {rate}: of the clips with video {100 * shown / of:.0f} % kept it"
+    need(abs(shown / of - 1 + rate) < 0.04, f"{kept}, {100 - 100 * rate:.0f} % expected")
     need(0 < np.std(chances) < 0.2, "hide the video clip by clip, by chance, not in whole batches or by a fixed number")
 
 
@@ -236,6 +257,8 @@ def overlap_instead_of_collars():
         ("an event that ends late", [(2, 5)], [(2, 7)], (1, 0, 0), {}),
         ("less than half of it is true", [(2, 5)], [(2, 9)], (0, 1, 1), {}),
         ("half of it is enough", [(2, 4)], [(2, 6)], (1, 0, 0), {}),
+        ("half of the truth is enough", [(2, 6)], [(2, 4)], (1, 0, 0), {}),
+        ("two pairs far apart", [(1, 2), (6, 8)], [(1, 2), (6, 8)], (2, 0, 0), {}),
         ("too little of the truth is found", [(2, 9)], [(2, 4)], (0, 0, 1), {}),
         ("two events together find one", [(2, 6)], [(2, 3.5), (4, 5.5)], (1, 0, 0), {}),
         ("one event finds two", [(2, 3), (3.5, 5)], [(2, 5)], (2, 0, 0), {}),

@@ -320,8 +320,9 @@ def test_a_converted_file_appears_only_when_complete(tmp_path, capsys, monkeypat
     keras = fake_keras(openl3_weights())
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda *_: contextlib.nullcontext(keras)))
     monkeypatch.setattr(Path, "write_bytes", disk_full)
-    assert "x.pt: cannot be written (disk full)" in refused(capsys, "convert", "a.h5", tmp_path / "x.pt")
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.h5").touch()
+    assert "x.pt: cannot be written (disk full)" in refused(capsys, "convert", tmp_path / "a.h5", tmp_path / "x.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_convert_without_h5py_says_so(tmp_path, capsys, monkeypatch):

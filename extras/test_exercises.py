@@ -123,9 +123,12 @@ def test_a_change_is_missed_and_then_found(project, number):
 EACH = "torch.from_numpy(np.concatenate(parts) & (rng.random(sum(map(len, parts))) > HIDE_VIDEO))"
 HALF = [  # number, a solution that lacks something, what the check says
     (1, SOLUTIONS[1][:1], "event_f1, truth 2 to 5"),
+    (1, [(f, old, new.replace("(t_collar", "(0.2")) for f, old, new in SOLUTIONS[1]], "with t_collar 0.05 s"),
     (4, SOLUTIONS[4][:1], "the gradient is not that of a consistency weight of 0.01"),
     (6, [(f, old, new.replace("rng.random(", "np.random.random(")) for f, old, new in SOLUTIONS[6]], "made again"),
     (6, [SOLUTIONS[6][0], (*SOLUTIONS[6][2][:2], EACH)], "lost one of its streams and kept another"),
+    (6, [(f, old, new.replace("HIDE_VIDEO\n", "0.5\n")) for f, old, new in SOLUTIONS[6]], "80 % expected"),
+    (9, [(f, old, new.replace("max(0, ", "max(-9, ")) for f, old, new in SOLUTIONS[9]], "two pairs far apart"),
     (10, [(f, old, new.replace(FIXED, "")) for f, old, new in SOLUTIONS[10]], "that the clip lacks has a weight"),
 ]
 
