@@ -305,7 +305,8 @@ def test_converting_an_h5_file(tmp_path, capsys):
     with h5py.File(tmp_path / "b.h5", "w") as file:
         write(file, fake_keras({**weights, "convs.7.bias": torch.zeros(3)}))
     (tmp_path / "c.h5").write_bytes(b"\x1f\x8bpacked")
-    assert f"{tmp_path}/d.h5: no such file; OpenL3's" in refused(capsys, "convert", tmp_path / "d.h5", tmp_path / "x.pt")
+    absent = refused(capsys, "convert", tmp_path / "d.h5", tmp_path / "x.pt")
+    assert f"{tmp_path}/d.h5: no such file; OpenL3's" in absent
     for name in ("b.h5", "c.h5"):
         error = refused(capsys, "convert", tmp_path / name, tmp_path / "x.pt")
         assert re.fullmatch(rf"error: .*{name}: not OpenL3's .*h5\.gz of https.*\n", error)
