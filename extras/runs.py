@@ -16,6 +16,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -180,8 +181,12 @@ def add_row(path, number, row):
 def load(path, remedy="name another --out"):
     """A checkpoint or model.pt; InputError for what is neither"""
     try:
-        return plumbing.load_tensors(path)
-    except ValueError as error:
+        content = plumbing.load_tensors(path)
+        largest = max((tensor.numel() * tensor.itemsize for tensor in plumbing.tensors_in(content)), default=0)
+        if largest > Path(path).stat().st_size:
+            raise ValueError("few numbers, repeated to more than it holds")
+        return content
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a checkpoint of this program ({error}); {remedy}") from None
 
 
