@@ -608,26 +608,36 @@ def _distinct(table):
     return table.take(rows), np.diff(rows, append=len(table.file))
 
 
-def _near(rows, intervals):
-    """Yield pairs (interval, row) that may meet, in the order of intervals, about AT_A_TIME of them together.
-
-    Both are columns: file, begin, end; rows in the order of files and begins. An interval gets the rows from the first
-    one that ends behind its begin, or follows one that does, to the last that begins before its end.
-    """
-    has_rows = np.zeros(max(rows[0].max(initial=0), intervals[0].max(initial=0)) + 1, dtype=bool)
-    has_rows[rows[0]] = True
-    i = np.flatnonzero(has_rows[intervals[0]])  # speed: few files have events of a class
-    file, begin, end = (column[i] for column in intervals)
-    # numpy orders complex numbers as it does pairs, here of a file and a time
-    low = np.searchsorted(np.maximum.accumulate(rows[0] + 1j * rows[2]), file + 1j * begin, side="right")
-    high = np.searchsorted(rows[0] + 1j * rows[1], file + 1j * end)
-    some = low < high
-    i, low, high = i[some], low[some], high[some]
+def _ranges_in_parts(low, high):
+    """Yield what _ranges returns, about AT_A_TIME pairs together, those of a range always"""
     n_pairs = np.cumsum(high - low)
     cuts = np.searchsorted(n_pairs, np.arange(0, n_pairs.max(initial=0) + 1, AT_A_TIME))
-    for a, b in zip(cuts, [*cuts[1:], len(i)]):
-        pair, row = _ranges(low[a:b], high[a:b])
-        yield i[a:b][pair], row
+    for a, b in zip(cuts, [*cuts[1:], len(low)]):
+        i, n = _ranges(low[a:b], high[a:b])
+        yield a + i, n
+
+
+class _Rows:
+    """Rows of a table, in the order of files, begins and ends alike, made ready to look up those that intervals meet"""
+
+    def __init__(self, file, begin, end):
+        # numpy orders complex numbers as it does pairs, here of a file and a time
+        self.begin, self.end = file + 1j * begin, file + 1j * end
+        self.in_file = np.zeros(file.max(initial=-1) + 2, dtype=bool)  # the last one stands for all files behind
+        self.in_file[file] = True
+
+    def near(self, file, begin, end):
+        """Yield pairs (interval, row) that share time, in the order of intervals, in parts as _ranges_in_parts.
+
+        An interval meets the rows from the first one that ends after its begin to the last that begins before its end.
+        """
+        i = np.flatnonzero(self.in_file[np.minimum(file, len(self.in_file) - 1)])  # speed: few files have rows
+        low = np.searchsorted(self.end, file[i] + 1j * begin[i], side="right")
+        high = np.searchsorted(self.begin, file[i] + 1j * end[i])
+        some = low < high
+        i, low, high = i[some], low[some], high[some]
+        for interval, row in _ranges_in_parts(low, high):
+            yield i[interval], row
 
 
 # --- all events of a series of frames ---------------------------------------------------------------------------------
@@ -705,7 +715,7 @@ def _event_counts(ref, est, K, t_collar=0.2, percentage_of_length=0.2):
     (ref, ref_copies), (est, est_copies) = _distinct(ref), _distinct(est)
     collar = np.maximum(t_collar, percentage_of_length * (ref.offset - ref.onset))
     near, pairs, n_pairs = t_collar + SLACK, [], 0
-    for e, r in _near((ref.file, ref.onset, ref.onset), (est.file, est.onset - near, est.onset + near)):
+    for e, r in _Rows(ref.file, ref.onset, ref.onset).near(est.file, est.onset - near, est.onset + near):
         fits = (np.abs(ref.onset[r] - est.onset[e]) <= t_collar) & (np.abs(ref.offset[r] - est.offset[e]) <= collar[r])
         pairs.append((e[fits], r[fits]))
         n_pairs += (est.stop - est.first)[e[fits]].sum()
@@ -793,8 +803,9 @@ class _Truth:
 
     files: name -> index; durations: of the files; all_seconds: their sum
     n_events, seconds: of each class
-    of_class: for each class its events as of `_distinct`; all: those of all classes, by place instead of file
-    places: the pairs of a file and a class that have events, in two columns
+    of_class: for each class its events, their copies as of `_distinct`, and both as _Rows
+    all: the same of all classes, but by place instead of file: the index of a file and class that has events
+    class_of_place: of each place; first_place: of each file, where places stand file by file
     """
 
     def __init__(self, ground_truth, durations, classes, names):
@@ -810,15 +821,18 @@ class _Truth:
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
         self.n_events = np.array([len(table.file) for table in tables])
         self.seconds = np.array([math.fsum(table.offset - table.onset) for table in tables])
-        self.of_class = [_distinct(table.take(np.lexsort((table.onset, table.file)))) for table in tables]
+        tables = [_distinct(table.take(np.lexsort((table.onset, table.file)))) for table in tables]
+        self.of_class = [(rows, copies, _Rows(*rows[:3])) for rows, copies in tables]
         if tables:
-            rows, copies = zip(*self.of_class)
+            rows, copies = zip(*tables)
             cls, copies = np.repeat(np.arange(C), list(map(len, copies))), np.concatenate(copies)
             rows = _Table(*map(np.concatenate, zip(*rows)))
             places, place = np.unique(rows.file * C + cls, return_inverse=True)
-            self.places = np.divmod(places, C)
+            self.class_of_place = places % C
+            self.first_place = np.searchsorted(places, np.arange(len(self.files) + 1) * C)
             order = np.argsort(place, kind="stable")  # rows of a class are in the order of files and onsets already
-            self.all = rows._replace(file=place).take(order), copies[order]
+            rows = rows._replace(file=place).take(order)
+            self.all = rows, copies[order], _Rows(*rows[:3])
 
 
 def _disjoint_tables(columns, files, classes, what, point=None):
@@ -853,10 +867,10 @@ def _curve(det, c, K, truth, criteria):
         raise ValueError(f"ct_divisor {criteria.ct_divisor!r}: needs 'C-1' or 'C'")
     if truth.n_events[c] == 0:
         return None
-    (ref, copies), length = truth.of_class[c], det.offset - det.onset
+    (ref, copies, rows), length = truth.of_class[c], det.offset - det.onset
 
     # DTC: d passes if the ground truth of its class covers enough of it, sum of |d n r| / |d| >= dtc_threshold
-    d, r = np.concatenate([*_near(ref[:3], det[:3])], axis=1)
+    d, r = np.concatenate([*rows.near(*det[:3])], axis=1)
     shared = _shared(det, d, ref, r)
     passes = _reach(d, shared / length[d], copies[r], len(length), criteria.dtc_threshold)
 
@@ -898,11 +912,12 @@ def _shared(det, d, ref, r):
 def _reach(group, share, copies, n, threshold):
     """Of n groups of shares: do they, each as often as it has copies, sum up to the threshold? -> (n,) bool"""
     total = np.bincount(group, share * copies, n)
-    # where rounding may decide, copies are added up one by one, from left to right as in the definition
-    close = np.abs(total - threshold) < SLACK
-    pair = np.flatnonzero(close[group])
-    pair = np.repeat(pair, copies[pair])
-    total[close] = np.bincount(group[pair], share[pair], n)[close]
+    if copies.max(initial=1) > 1:
+        # where rounding may decide, copies are added up one by one, from left to right as in the definition
+        close = np.abs(total - threshold) < SLACK
+        pair = np.flatnonzero(close[group])
+        pair = np.repeat(pair, copies[pair])
+        total[close] = np.bincount(group[pair], share[pair], n)[close]
     return (total > 0) & (total >= threshold)
 
 
@@ -930,16 +945,17 @@ def _where_covered(r, share, first, stop, K, threshold):
     pair, i = _ranges(np.searchsorted(close, low), np.searchsorted(close, high))
     total[close] = np.bincount(i, share[pair], len(close))
     covered = np.flatnonzero((total > 0) & (total >= threshold))
-    return edge[covered] // (K + 1), edge[covered] % (K + 1), edge[covered + 1] % (K + 1)
+    event, first = np.divmod(edge[covered], K + 1)
+    return event, first, edge[covered + 1] % (K + 1)
 
 
 def _cross_triggers(det, c, truth, cttc_threshold):
     """Yield (detection, other class that it triggers), every such pair, some of them at a time"""
-    (file, cls), (ref, copies) = truth.places, truth.all
-    for d, place in _near((file, np.zeros(len(file)), np.full(len(file), 1e12)), det[:3]):  # all places of its file
+    (ref, copies, rows), cls, first_place = truth.all, truth.class_of_place, truth.first_place
+    for d, place in _ranges_in_parts(first_place[det.file], first_place[det.file + 1]):
         d, place = d[cls[place] != c], place[cls[place] != c]
         length = (det.offset - det.onset)[d]
-        for i, r in _near(ref[:3], (place, det.onset[d], det.offset[d])):
+        for i, r in rows.near(place, det.onset[d], det.offset[d]):
             triggers = _reach(i, _shared(det, d[i], ref, r) / length[i], copies[r], len(d), cttc_threshold)
             yield d[triggers], cls[place[triggers]]
 
