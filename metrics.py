@@ -622,16 +622,18 @@ class _Rows:
 
     def __init__(self, file, begin, end):
         # numpy orders complex numbers as it does pairs, here of a file and a time
-        self.begin, self.end = file + 1j * begin, file + 1j * end
-        self.in_file = np.zeros(file.max(initial=-1) + 2, dtype=bool)  # the last one stands for all files behind
-        self.in_file[file] = True
+        self.file, self.begin, self.end = file, file + 1j * begin, file + 1j * end
 
     def near(self, file, begin, end):
         """Yield pairs (interval, row) that share time, in the order of intervals, in parts as _ranges_in_parts.
 
         An interval meets the rows from the first one that ends after its begin to the last that begins before its end.
         """
-        i = np.flatnonzero(self.in_file[np.minimum(file, len(self.in_file) - 1)])  # speed: few files have rows
+        i = np.arange(len(file))
+        if len(self.file) < len(file):  # speed: mostly, few files have rows
+            has_rows = np.zeros(max(self.file.max(initial=0), file.max()) + 1, dtype=bool)
+            has_rows[self.file] = True
+            i = np.flatnonzero(has_rows[file])
         low = np.searchsorted(self.end, file[i] + 1j * begin[i], side="right")
         high = np.searchsorted(self.begin, file[i] + 1j * end[i])
         some = low < high
@@ -803,9 +805,9 @@ class _Truth:
 
     files: name -> index; durations: of the files; all_seconds: their sum
     n_events, seconds: of each class
-    of_class: for each class its events, their copies as of `_distinct`, and both as _Rows
-    all: the same of all classes, but by place instead of file: the index of a file and class that has events
-    class_of_place: of each place; first_place: of each file, where places stand file by file
+    rows, copies: all events, as of `_distinct`, class by class; .first is the class
+    by_place: the same place by place, and as _Rows; .file is the place: the index of a file and class that has events
+    class_of_place: of each place; first_place: of each file, as places stand file by file
     """
 
     def __init__(self, ground_truth, durations, classes, names):
@@ -821,18 +823,21 @@ class _Truth:
         tables = list(_disjoint_tables(columns, self.files, classes, "ground truth events"))
         self.n_events = np.array([len(table.file) for table in tables])
         self.seconds = np.array([math.fsum(table.offset - table.onset) for table in tables])
-        tables = [_distinct(table.take(np.lexsort((table.onset, table.file)))) for table in tables]
-        self.of_class = [(rows, copies, _Rows(*rows[:3])) for rows, copies in tables]
         if tables:
-            rows, copies = zip(*tables)
-            cls, copies = np.repeat(np.arange(C), list(map(len, copies))), np.concatenate(copies)
-            rows = _Table(*map(np.concatenate, zip(*rows)))
-            places, place = np.unique(rows.file * C + cls, return_inverse=True)
+            rows = _Table(*map(np.concatenate, zip(*tables)))._replace(first=np.repeat(np.arange(C), self.n_events))
+            self.rows, self.copies = _distinct(rows.take(np.lexsort((rows.onset, rows.file, rows.first))))
+            self.bounds = np.searchsorted(self.rows.first, np.arange(C + 1))
+            places, place = np.unique(self.rows.file * C + self.rows.first, return_inverse=True)
             self.class_of_place = places % C
             self.first_place = np.searchsorted(places, np.arange(len(self.files) + 1) * C)
-            order = np.argsort(place, kind="stable")  # rows of a class are in the order of files and onsets already
-            rows = rows._replace(file=place).take(order)
-            self.all = rows, copies[order], _Rows(*rows[:3])
+            order = np.argsort(place, kind="stable")
+            rows = self.rows._replace(file=place).take(order)
+            self.by_place = rows, self.copies[order], _Rows(*rows[:3])
+
+    def of_class(self, c):
+        """Events of one class in the order of files and onsets, their copies"""
+        rows = slice(self.bounds[c], self.bounds[c + 1])
+        return self.rows.take(rows), self.copies[rows]
 
 
 def _disjoint_tables(columns, files, classes, what, point=None):
@@ -867,10 +872,10 @@ def _curve(det, c, K, truth, criteria):
         raise ValueError(f"ct_divisor {criteria.ct_divisor!r}: needs 'C-1' or 'C'")
     if truth.n_events[c] == 0:
         return None
-    (ref, copies, rows), length = truth.of_class[c], det.offset - det.onset
+    (ref, copies), length = truth.of_class(c), det.offset - det.onset
 
     # DTC: d passes if the ground truth of its class covers enough of it, sum of |d n r| / |d| >= dtc_threshold
-    d, r = np.concatenate([*rows.near(*det[:3])], axis=1)
+    d, r = np.concatenate([*_Rows(*ref[:3]).near(*det[:3])], axis=1)
     shared = _shared(det, d, ref, r)
     passes = _reach(d, shared / length[d], copies[r], len(length), criteria.dtc_threshold)
 
@@ -951,7 +956,7 @@ def _where_covered(r, share, first, stop, K, threshold):
 
 def _cross_triggers(det, c, truth, cttc_threshold):
     """Yield (detection, other class that it triggers), every such pair, some of them at a time"""
-    (ref, copies, rows), cls, first_place = truth.all, truth.class_of_place, truth.first_place
+    (ref, copies, rows), cls, first_place = truth.by_place, truth.class_of_place, truth.first_place
     for d, place in _ranges_in_parts(first_place[det.file], first_place[det.file + 1]):
         d, place = d[cls[place] != c], place[cls[place] != c]
         length = (det.offset - det.onset)[d]

@@ -319,6 +319,13 @@ def test_events_that_crowd_are_matched():
         ref, est = ref[::-1], est[::-1]
 
 
+def test_events_that_begin_together_are_looked_at_in_parts(monkeypatch):
+    monkeypatch.setattr(metrics, "AT_A_TIME", 10_000)
+    ref, est = events(*((1, i) for i in range(1, 1500))), events(*((1, i + 0.5) for i in range(1, 1500)))
+    score, peak = peak_memory(lambda: metrics.event_f1(ref, est, ["A"], 0.2, 0.0).micro)  # 2 million pairs
+    assert score == 0 and peak < 5e6
+
+
 def test_too_many_events_that_fit_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(metrics, "MANY_PAIRS", 24)
     rows = events(*((0.01 * i, 2) for i in range(5)))
@@ -339,7 +346,7 @@ def test_memory_of_psds_grows_with_the_rows():
         return metrics.psds(events((1, 2)) * n, [events((0.5, 2)) * n] * 2, {"a": 10.0}, ["A"], **PSDS2)
 
     def labels(n):
-        rows = [(f"{i}.wav", 0.0, 1.0, f"{i}") for i in range(n // 4)]
+        rows = [(f"{i}.wav", 0.0, 1.0, f"{i}") for i in range(n // 2)]
         return metrics.psds(rows, [rows], {"0.wav": n}, [row[3] for row in rows], **PSDS2)
 
     def background(n):  # each failing detection meets one event of B, and of C the first one or none
