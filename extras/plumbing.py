@@ -645,7 +645,7 @@ def open_sound(path):
             file.seekable = lambda: False  # else soundfile seeks after each block, which hides what is lost in between
             yield file
     except ValueError as error:
-        raise InputError(f"{path}: cannot be decoded ({error}); mend the file, or delete it") from None
+        raise InputError(f"{path}: cannot be decoded ({error}); mend or convert it, or move it away") from None
 
 
 def is_wav(path):

@@ -242,7 +242,7 @@ def read_scores(path):
         except ValueError:
             raise InputError(f"{place}: holds a cell that is no number; write the table anew") from None
     if not values:
-        raise InputError(f"{path}: holds no frame; write the table anew, or delete it")
+        raise InputError(f"{path}: holds no frame; write the table anew, or move it away")
     values = np.array(values)
     if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
         raise InputError(f"{rows[bad[0]][0]}: holds a number that is not finite; write the table anew")
