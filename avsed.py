@@ -12,7 +12,7 @@ assistance", EURASIP J. Audio, Speech, Music Proc., 2022. Cited below as "Boes 2
 Networks only: no files are read and nothing is trained here. The file runs when copied alone (torch).
 
 Shapes: B clips, T = 64 output frames of 0.1565 s (each of 8 log-mel frames), D width of a visual vector, C classes, E
-encoders (the first one hears, the others see), Q queries, M memory vectors.
+encoders (the first one hears, the others see), Q queries, M memory vectors, L vectors in a row: 64, with the token 65.
 Marks: `# Boes 2022, Sec. ...` what the paper says; `# ours: ...` where it leaves a choice.
 """
 
@@ -36,9 +36,9 @@ CNN_STACKS = (  # channels in, out, pooling of (time, frequency) (Boes 2022, Tab
     (128, 128, (1, 1)),  # then one stack without pooling
 )
 ENCODER_BLOCKS, DECODER_BLOCKS = 3, 3  # Boes 2022, Sec. 2.1.1
-# Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2: everywhere. In each CNN stack, after each visual input, in each `Attention` on
-# its weights and on its output (one module, applied twice), in each `feed_forward` twice, at the end of each
-# `ConvModule`. So a conformer block of a decoder with E encoders has 6 + E dropout modules, applied 7 + 2 E times.
+# Boes 2022, Sec. 2.1.1, 2.1.2, 3.1.2: in each CNN stack, in each `Attention` on its weights and on its output (one
+# module, applied twice), in each `feed_forward` twice, at the end of each `ConvModule`; ours: after each visual input.
+# So a conformer block of a decoder with E encoders has 6 + E dropout modules, applied 7 + 2 E times.
 DROPOUT = 0.1
 CONV_KERNEL = 7  # depthwise convolution of the conformer (Boes 2022, Sec. 2.1.2)
 BN_MOMENTUM = 0.1  # Boes 2022, Sec. 3.1.2: 0.9; ours: read as the weight of the old statistics, PyTorch's is of the new
@@ -88,9 +88,10 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.normalise = normalise
         self.relative = relative
-        if relative:  # Transformer-XL's biases of content (u) and position (w); ours: a learnable table r of distances
+        if relative:  # biases of content (u) and position (w), as in Transformer-XL, to which Boes 2022 refers
             self.content_bias = nn.Parameter(torch.zeros(HEADS, 1, KEY))
             self.position_bias = nn.Parameter(torch.zeros(HEADS, 1, KEY))
+            # r: for each head a learnable vector for each distance; ours: used as it is, without a linear map before
             self.distances = nn.Parameter(0.02 * torch.randn(HEADS, 2 * FRAMES, KEY))
             self.register_buffer("rows", relative_rows(), persistent=False)
 
@@ -118,7 +119,10 @@ class Attention(nn.Module):
 
 
 def feed_forward(activation):
-    """Pre-norm feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones. ours: dropout after both"""
+    """Feedforward part (Boes 2022, Sec. 2.1.1): 512 units, then 128 linear ones, dropout after both.
+
+    The layer norm comes first ("pre-norm"), as in Xiong et al. 2020, whom the paper cites for its blocks.
+    """
     return nn.Sequential(
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, HIDDEN),
@@ -151,14 +155,16 @@ class ConvModule(nn.Module):
 class CrossAttention(nn.Module):
     """Decoder cross-attention with one copy per encoder, interpolated clip by clip (Boes 2022, Sec. 2.2, Fig. 4).
 
-    This is the paper's idea. Every decoder block asks each encoder separately, through a copy of its own, and takes a
-    weighted average of the answers. The weights add up to one for each clip:
+    Every decoder block asks each encoder separately, through a cross-attention of its own: all "copies" are built
+    alike, each has its own parameters. It takes a weighted average of the answers, whose weights add up to one for each
+    clip (the framework of Lohrenz et al. 2021):
 
         sum_e weights[:, e] * copy_e(norm(x), memory_e)
 
-    Where a clip lacks a stream its weight is zero and the others are rescaled (`interpolation_weights`), so a batch may
-    mix clips with and without video, and a clip without is treated as with all the weight on the acoustic encoder.
-    Memories must be finite even where their weight is zero, since 0 * NaN is NaN (`MultiEncoder.encode` sees to it).
+    New in this paper: where a clip lacks a stream its weight is zero and the others are rescaled, in training and in
+    testing (`interpolation_weights`). So a batch may mix clips with and without video, and a clip without is treated as
+    with all the weight on the acoustic encoder. Whole streams are missing, never single time steps. Memories must be
+    finite even where their weight is zero, since 0 * NaN is NaN (`MultiEncoder.encode` sees to it).
 
     To use such masked cross-attention elsewhere, copy this class, Attention, softmax, interpolation_weights and the
     constants WIDTH, HEADS, KEY, DROPOUT; for relative positions also relative_rows, FRAMES, TOKEN_ROW. These are of 64
@@ -177,13 +183,13 @@ class CrossAttention(nn.Module):
         return sum(weights[:, e, None, None] * copy(y, memories[e]) for e, copy in enumerate(self.copies))
 
     def attention_weights(self, x, memories):
-        """What each copy attends to, for plots: (B, E, 3, Q, 64)"""
+        """What each copy attends to, for plots: (B, E, 3, Q, M); memories of one length M"""
         y = self.norm(x)
         return torch.stack([copy.attention_weights(y, memory) for copy, memory in zip(self.copies, memories)], 1)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block (Boes 2022, Sec. 2.1.1): of an encoder, or with n_encoders > 0 of the decoder"""
+    """Transformer block (Boes 2022, Sec. 2.1.1): of an encoder, or with n_encoders > 0 of the decoder"""
 
     def __init__(self, n_encoders=0):
         super().__init__()
@@ -225,20 +231,24 @@ class ConformerBlock(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in a row: an encoder (n_encoders = 0) or the decoder, with the positions that they need"""
+    """A whole encoder, or with n_encoders > 0 the whole decoder: blocks in a row, and the positions that they need"""
 
     def __init__(self, base, n_blocks, n_encoders=0):
         super().__init__()
         transformer = base == "transformer"
         block = TransformerBlock if transformer else ConformerBlock
-        # a transformer needs learnable absolute positions (Boes 2022, Sec. 2.1.1), a conformer has relative ones
+        # a transformer needs learnable absolute positions (Boes 2022, Sec. 2.1.1), a conformer has relative ones;
+        # ours: each encoder and the decoder have their own
         self.positions = nn.Parameter(0.02 * torch.randn(FRAMES, WIDTH)) if transformer else None
         self.blocks = nn.ModuleList(block(n_encoders) for _ in range(n_blocks))
         # ours: pre-norm blocks leave their sum unnormalised, so a norm closes the stack; conformer blocks end in one
         self.norm = nn.LayerNorm(WIDTH) if transformer else nn.Identity()
 
     def forward(self, x, token=None, memories=(), weights=None):
-        """x (B, 64, 128), token (128) or None -> (B, 64, 128), or (B, 65, 128) with the token's output last"""
+        """x (B, 64, 128), token (128) or None -> (B, 64, 128), or (B, 65, 128) with the token's output last
+
+        Of the decoder alone: memories E times (B, 64, 128), weights (B, E)
+        """
         if self.positions is not None:
             x = x + self.positions
         if token is not None:  # ours: appended after the positions are added, so it has none; it is learnable itself
@@ -252,7 +262,8 @@ def interpolation_weights(audio_weight, present):
     """Weights of the E encoders for each clip (Boes 2022, Sec. 2.2): (B, E), rows sum to one.
 
     audio_weight: share of the acoustic encoder, 0 < audio_weight <= 1; the rest is split equally over the visual
-    streams (Sec. 3.2.3). present (B, E-1) bool: a missing stream gets 0 and the others are rescaled to one.
+    streams (Sec. 3.2.3). present (B, E-1) bool: which streams each clip has. A missing one gets 0 and the others are
+    rescaled to one.
     """
     assert 0 < audio_weight <= 1, f"the acoustic encoder needs a weight in (0, 1], got {audio_weight}"
     n_visual = present.shape[1]

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extras import plumbing  # before torch, see there
+from extras import plumbing  # before torch: it says how idle threads wait
 from extras.plumbing import InputError
 
 import torch  # isort: skip
@@ -45,7 +45,7 @@ SAMPLE_RATE = 16000  # Hz (Boes 2022, Sec. 3.1.2)
 CLIP_SECONDS = 10  # Boes 2022, Sec. 3.1.1
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE  # 160,000
 WINDOW = 1024  # samples, 64 ms (Boes 2022, Sec. 3.1.2)
-HOP = 313  # samples, 20 ms (Boes 2022, Sec. 3.1.2)
+HOP = 313  # samples, 19.6 ms (Boes 2022, Sec. 3.1.2, which rounds to 20 ms)
 MELS = 64  # Boes 2022, Sec. 3.1.2
 MEL_FRAMES = 1 + CLIP_SAMPLES // HOP  # 512 with centred frames, the number that the paper gives
 MEL_FLOOR = 1e-5  # ours: -100 dB, whatever the rest of the clip is like
@@ -80,19 +80,23 @@ def resample(waveform, rate):
 
 
 def scale_peak(waveform, peak=None):
-    """Its peak at 1, or that of the file it is from (Boes 2022, Sec. 3.1.2); silence stays silence"""
+    """(samples,) -> the same with its peak at 1 (Boes 2022, Sec. 3.1.2); silence stays silence.
+
+    peak: largest absolute value. ours: of a file that lasts over 10 s, that of the whole file
+    """
     peak = np.abs(waveform).max() if peak is None else peak
     return (waveform / peak if peak > 0 else waveform).astype(np.float32)
 
 
 def fit_clip(waveform):
-    """Cut or zero-pad to 10 s. ours: the waveform, so that a short clip looks like itself followed by silence"""
+    """(samples,) -> (160000,): cut to 10 s, or zeros added. ours: zeros in the waveform, not in the log-mel map"""
     return np.pad(waveform[:CLIP_SAMPLES], (0, max(0, CLIP_SAMPLES - len(waveform))))
 
 
 def mel_filterbank(window=WINDOW):
     """(64, window // 2 + 1) float32: triangles between 66 points evenly spaced on a mel scale from 0 to 8000 Hz"""
-    # ours: the Slaney scale, linear below 1 kHz (200/3 Hz per mel), logarithmic above (27 mels for a factor of 6.4)
+    # ours: all frequencies up to half the sample rate; the Slaney scale, linear below 1 kHz (200/3 Hz per mel),
+    # logarithmic above (27 mels for a factor of 6.4)
     top = 15 + 27 * np.log(8000 / 1000) / np.log(6.4)
     mels = np.linspace(0, top, MELS + 2)
     hertz = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))
@@ -112,7 +116,7 @@ def log_mel(audio, window=WINDOW, hop=HOP):
     audio = torch.as_tensor(audio, dtype=torch.float32)
     spectrum = torch.stft(
         audio.reshape(-1, audio.shape[-1]), window, hop,
-        window=torch.hamming_window(window, periodic=False, device=audio.device),  # ours: symmetric
+        window=torch.hamming_window(window, periodic=False, device=audio.device),  # ours: Hamming, symmetric
         center=True, pad_mode="reflect", return_complex=True,  # ours: frame k is centred at k * hop, edges reflect
     )  # (clips, 513, 512)  # fmt: skip
     mel = mel_filterbank(window).to(audio.device) @ spectrum.abs()  # (clips, 64, 512), of magnitudes, not of power
@@ -134,12 +138,14 @@ def sound_blocks(path, strict=True):
 
 
 def read_mono(path):
-    """Sound file -> its first 10 s at 16 kHz, (samples,): channels averaged, resampled (Boes 2022, Sec. 3.1.2), not
-    scaled; peak and length in samples of the whole file, of which no more is kept"""
+    """Sound file -> its first 10 s at 16 kHz (samples,), not scaled; the peak of the whole file; its length in samples.
+
+    Resampled as Boes 2022, Sec. 3.1.2, asks; ours: channels are averaged. Raises InputError for a file without sound.
+    """
     clip, peak, n_samples = np.zeros(0, np.float32), 0.0, 0
     for block in plumbing.resampled(sound_blocks(path), resample, SAMPLE_RATE):
         clip = np.concatenate([clip, block[: CLIP_SAMPLES - len(clip)]])
-        peak, n_samples = np.maximum(peak, np.abs(block).max()), n_samples + len(block)
+        peak, n_samples = np.maximum(peak, np.abs(block).max()), n_samples + len(block)  # max() would lose a NaN
     if not n_samples or not np.isfinite(peak):
         what = "samples that are not finite" if n_samples else "no audio"
         raise InputError(f"{path}: holds {what}; mend the file, or delete it: missing clips are fine")
@@ -241,7 +247,7 @@ class Partition:
 
     name: str
     paths: list  # of their audio
-    listed: int
+    listed: int  # how many clips the list names, with and without audio
     filenames: list
     events: list = field(default_factory=list)  # (filename, onset, offset, event_label), seconds
     tags: np.ndarray = None  # (N, C) bool: the clip's classes; None for unlabelled clips
@@ -263,7 +269,7 @@ class Partition:
 def subset(part, rows):
     """The clips of a partition where rows (N,) bool says so, without their features"""
     kept, arrays = np.flatnonzero(rows), {}
-    names, paths = [part.filenames[i] for i in kept], part.paths and [part.paths[i] for i in kept]
+    names, paths = [part.filenames[i] for i in kept], [part.paths[i] for i in kept] if part.paths else []
     for name in ("tags", "frame_targets", "durations"):
         if (array := getattr(part, name)) is not None:
             arrays[name] = array[kept]
@@ -379,7 +385,7 @@ def read_partitions(layout):
 
 
 def drop_tested_clips(partitions, log):
-    """Take out those training clips that are also test clips"""
+    """Take out those training clips that are also test clips. ours: the paper does not speak of it"""
     tests = [path for name in TESTS for path in partitions[name].paths]
     for name in TRAINING:
         kept = plumbing.not_tested(partitions[name].paths, tests, recording)

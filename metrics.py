@@ -6,6 +6,8 @@ thresholds and median filters. Numpy and scipy, nothing else of this project: co
 
 First come the definitions, one loop for each "for every" of the papers: read these. Then a line says that the paper
 ends. After it comes the same once more, fast: the public functions first, then their tools. The tests compare the two.
+To copy one definition alone: `event_f1_by_definition` and `segment_f1_by_definition` need `F1`, `f1_of_counts` and
+`all_labels`; `psds_by_definition` needs `merge_overlaps`, `union` and PSDS1 or PSDS2.
 
 Words: an event is a tuple (filename, onset, offset, event_label), times in seconds. Scores are arrays
 (N clips, T output frames, C classes). An operating point is one of K thresholds, or the list of events found with it.
@@ -31,10 +33,9 @@ PSDS2 = dict(dtc_threshold=0.1, gtc_threshold=0.1, cttc_threshold=0.3, alpha_ct=
 THRESHOLDS_50 = (2 * np.arange(50) + 1) / 100  # Boes 2022, Sec. 3.1.4: 0.01, 0.03 ... 0.99
 TUNING_THRESHOLDS = np.arange(1, 10) / 10  # Boes 2022, Sec. 3.1.3: 0.1, 0.2 ... 0.9
 TUNING_WINDOWS = np.arange(1, 32, 2)  # Boes 2022, Sec. 3.1.3: 1, 3 ... 31 output frames
-CLIP_SECONDS = 10.0  # ours: the length of a clip whose duration is unknown; DCASE clips last 10 s
-MANY_PAIRS = 30_000_000  # of events that fit each other, some 100 bytes each: more are refused
-AT_A_TIME = 3_000_000  # pairs of events that are looked at together, some 100 bytes each
-SLACK = 1e-3  # s, or a share: more than rounding takes away
+# ours: where `scores_to_events` ends a clip of unknown duration; DCASE clips last 10 s. Of such a clip segment F1 cuts
+# nothing, and PSDS counts no false positives
+CLIP_SECONDS = 10.0
 
 
 # --- the definitions --------------------------------------------------------------------------------------------------
@@ -162,15 +163,24 @@ def psds_by_definition(
     ground_truth, detections, durations, classes,
     *, dtc_threshold, gtc_threshold, cttc_threshold, alpha_ct, alpha_st, max_efpr, ct_divisor="C-1",
 ):  # fmt: skip
-    """Polyphonic sound detection score (Bilen et al. 2020), arguments as for `psds`. d: a detection, r: ground truth"""
+    """Polyphonic sound detection score (Bilen et al. 2020) in 0..1; nan without ground truth. Call it with **PSDS1.
+
+    ground_truth: events; detections: a list of event lists, one per operating point; durations: filename -> seconds of
+    every clip; max_efpr: false positives per hour; the other criteria: Boes 2022, Table 4. d: a detection, r: an event
+    of the ground truth
+    """
     truth = merge_overlaps([event for event in ground_truth if event[3] in classes])
     classes = [c for c in classes if any(r[3] == c for r in truth)]  # ours: one without ground truth is left out
     hours = sum(durations.values()) / 3600
 
-    def covered(x, others, threshold):
-        """Do the others, together, cover at least this share of x? Not where nothing touches it, whatever the share"""
-        shares = [(min(x[2], y[2]) - max(x[1], y[1])) / (x[2] - x[1]) for y in others if x[0] == y[0]]
-        shares = [share for share in shares if share > 0]
+    def covered(event, others, threshold):
+        """Do the others, together, cover at least this share of the event? No where none overlaps it, even for 0"""
+        file, onset, offset, _ = event
+        shares = []
+        for other_file, other_onset, other_offset, _ in others:
+            overlap = min(offset, other_offset) - max(onset, other_onset)
+            if other_file == file and overlap > 0:
+                shares.append(overlap / (offset - onset))
         return len(shares) > 0 and sum(shares) >= threshold
 
     curves = {c: [(0.0, 0.0)] for c in classes}  # points (effective false positive rate, true positive rate)
@@ -178,10 +188,9 @@ def psds_by_definition(
         for c in classes:
             refs = [r for r in truth if r[3] == c]
             # detection tolerance criterion: the ground truth of its class covers enough of the detection
-            passing, failing = [], []
-            for d in found:
-                if d[3] == c:
-                    (passing if covered(d, refs, dtc_threshold) else failing).append(d)
+            of_class = [d for d in found if d[3] == c]
+            passing = [d for d in of_class if covered(d, refs, dtc_threshold)]
+            failing = [d for d in of_class if not covered(d, refs, dtc_threshold)]
             # ground truth intersection criterion: passing detections cover enough of the ground truth event
             tpr = sum(covered(r, passing, gtc_threshold) for r in refs) / len(refs)
             # false positives: what fails, and begins within its clip; ours: files without duration have none
@@ -193,9 +202,9 @@ def psds_by_definition(
                     others = [r for r in truth if r[3] == k]
                     hours_of_k = sum(r[2] - r[1] for r in others) / 3600
                     ctr += sum(covered(d, others, cttc_threshold) for d in failing) / hours_of_k
-            # ours: the mean over the other classes, as psds_eval 0.5, which has no score for a single class; over all
-            # ("C") in its versions up to 0.4
-            ctr /= max(len(classes) - 1, 1) if ct_divisor == "C-1" else len(classes)
+            # ours: the mean over the other classes, as psds_eval 0.5; versions up to 0.4 divide by all classes ("C")
+            n_others = max(len(classes) - 1, 1)
+            ctr /= n_others if ct_divisor == "C-1" else len(classes)
             curves[c].append((fpr + alpha_ct * ctr, tpr))
 
     if not classes:
@@ -304,21 +313,25 @@ def _seconds(filenames, durations):
 # --- tuning: definition -----------------------------------------------------------------------------------------------
 
 
+# ours: the rule for ties. Where several pairs score best, the smallest window is taken. Where it has several thresholds
+# that score best, the one nearest to 0.5 is taken. Of two that are equally near, the lower one is taken. So a class
+# without ground truth gets window 1 and threshold 0.5.
+THRESHOLDS_IN_ORDER = np.array([0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1, 0.9])
+
+
 def tune_by_definition(scores, filenames, ground_truth, durations, classes, frame_hop, f1):
     """Per class, the threshold and the median window with the best F1 on these data. Boes 2022, Sec. 3.1.3.
 
     scores: (N, T, C); f1: event_f1 or segment_f1, or either .._by_definition. Returns thresholds (C,), windows (C,).
-    ours: the rule for ties. Where several pairs score best, the smallest window is taken. Where it has several
-    thresholds that score best, the one nearest to 0.5 is taken. Of two that are equally near, the lower one is taken.
-    So a class without ground truth gets window 1 and threshold 0.5.
+    ours: both are searched together. The paper optimizes them "(separately)", which we read as: for each class and
+    metric, as its sentence goes on.
     """
-    in_order = sorted(TUNING_THRESHOLDS, key=lambda x: (round(abs(x - 0.5), 6), x))  # 0.5, 0.4, 0.6, 0.3 ... 0.9
     thresholds, windows = [], []
     for c, label in enumerate(classes):
         series, truth = scores[:, :, c : c + 1], [event for event in ground_truth if event[3] == label]
         best = -1.0
         for window in TUNING_WINDOWS:
-            for threshold in in_order:
+            for threshold in THRESHOLDS_IN_ORDER:
                 found = scores_to_events(series, filenames, [label], threshold, window, frame_hop, durations)
                 score = f1(truth, found, [label]).per_class[label]
                 score = 0.0 if math.isnan(score) else score
@@ -329,10 +342,54 @@ def tune_by_definition(scores, filenames, ground_truth, durations, classes, fram
     return np.array(thresholds), np.array(windows)
 
 
+def tune_clip_by_definition(clip_scores, filenames, ground_truth, classes):
+    """Per class, the threshold with the best F1 of clip scores (N, C): (C,). Boes 2022, Sec. 3.1.3."""
+    thresholds = []
+    for c, label in enumerate(classes):
+        with_class = {name for name, _, _, event_label in ground_truth if event_label == label}
+        truth = np.array([[name in with_class] for name in filenames])
+        best = -1.0
+        for threshold in THRESHOLDS_IN_ORDER:
+            found = clip_scores[:, c : c + 1].astype(np.float64) > threshold
+            score = clip_f1(truth, found).per_class[0]
+            score = 0.0 if math.isnan(score) else score
+            if score > best:
+                best, best_threshold = score, threshold
+        thresholds.append(best_threshold)
+    return np.array(thresholds)
+
+
+def tune_psds_by_definition(scores, filenames, ground_truth, durations, classes, frame_hop, criteria):
+    """Per class, the median window with the largest area under its own PSD-ROC: (C,). Boes 2022, Sec. 3.1.3.
+
+    criteria: PSDS1 or PSDS2. ours: cross-triggers count; alpha_st, which compares classes, does not.
+    """
+    windows = []
+    for c, label in enumerate(classes):
+        best, best_window = 0.0, 1
+        for window in TUNING_WINDOWS:
+            detections = []
+            for threshold in THRESHOLDS_50:
+                series = scores[:, :, c : c + 1]
+                detections.append(
+                    scores_to_events(series, filenames, [label], threshold, window, frame_hop, durations)
+                )
+            # no other class is detected, so this is the area of the class, divided by the number of classes
+            area = psds_by_definition(ground_truth, detections, durations, classes, **{**criteria, "alpha_st": 0.0})
+            if round(area, 12) > best:
+                best, best_window = round(area, 12), window
+        windows.append(best_window)
+    return np.array(windows)
+
+
 # === The paper ends here. The same follows once more, fast: for all thresholds at once ================================
-# Only the steps of the PSD-ROC, the exact PSDS and the tuning by clip F1 and by PSDS are new.
+# Only the steps of the PSD-ROC and the exact PSDS are new.
 # speed: what an event is does not depend on the other thresholds. So each different event is looked at once, class by
 # class, together with the range of operating points at which it exists. Everything is counted from such ranges.
+
+MANY_PAIRS = 30_000_000  # of events that fit each other, some 100 bytes each: more are refused
+AT_A_TIME = 3_000_000  # pairs of events that are looked at together, some 100 bytes each
+SLACK = 1e-3  # s, or a share: what is nearer to a limit is added up once more, in the order of the definition
 
 
 def segment_f1(reference, estimated, classes, durations=None, time_resolution=1.0):
@@ -451,11 +508,10 @@ def tune(scores, filenames, ground_truth, durations, classes, frame_hop, metric)
 
     metric: what each class is tuned by.
     "segment", "event": ours: its own F1, over all pairs of threshold and window. equals: tune_by_definition
-    "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1
-    "psds1", "psds2": over all windows; ours: by the area under the class's own PSD-ROC, where cross-triggers count and
-        alpha_st, which compares classes, does not
+    "clip": the same of clip scores (N, C), over all thresholds; the windows are all 1. equals: tune_clip_by_definition
+    "psds1", "psds2": over all windows, by the area under its own PSD-ROC. equals: tune_psds_by_definition
 
-    scores: (N, T, C), but for "clip". Ties: the rule of tune_by_definition.
+    scores: (N, T, C), but for "clip". Ties: see THRESHOLDS_IN_ORDER.
     Returns thresholds (C,), which is None for PSDS with its fixed thresholds, and windows (C,) int.
     """
     scores = _checked(scores, filenames, classes, 2 if metric == "clip" else 3)
@@ -987,7 +1043,7 @@ def _roc(curves, criteria):
 
 
 def _best(f1):
-    """Grid (windows, thresholds) -> indices of its best cell, by the rule for ties of tune_by_definition"""
+    """Grid (windows, thresholds) -> indices of its best cell, by the rule for ties of THRESHOLDS_IN_ORDER"""
     in_order = np.argsort(np.abs(TUNING_THRESHOLDS - 0.5).round(6), kind="stable")  # of 0.5, 0.4, 0.6, 0.3 ... 0.9
     window, i = np.unravel_index(np.argmax(f1[:, in_order]), f1.shape)  # where several are best, argmax finds the first
     return window, in_order[i]

@@ -1029,7 +1029,10 @@ def test_tuning_by_hand(metric):
     truth, score = events((0, 10), (0, 10, "A", "d")), metrics.event_f1 if metric == "event" else metrics.segment_f1
     data = scores.max(axis=1) if metric == "clip" else scores, files, truth, {}, ["A"], HOP
     assert metrics.tune(*data, metric) == (0.4, 1)  # of equals the smallest window, nearest to 0.5, the lower one
-    assert metric == "clip" or metrics.tune_by_definition(*data, score) == (0.4, 1)
+    if metric == "clip":
+        assert metrics.tune_clip_by_definition(data[0], files, truth, ["A"]) == 0.4
+    else:
+        assert metrics.tune_by_definition(*data, score) == (0.4, 1)
 
 
 def test_tuning_with_nothing_to_tune():

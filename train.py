@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extras import plumbing, runs  # before torch, see plumbing
+from extras import plumbing, runs  # before torch: plumbing says how idle threads wait
 
 import torch  # isort: skip
 from torch.nn import functional as F
@@ -82,7 +82,8 @@ class Config:
 # generator: with the number of finished epochs alone, a resumed run continues with the same batches. The second number
 # of each seed says what it is for: 0 to 2 the order of a label group, 3 the batch, 4 dropout.
 # Runs with the same seed but other streams see the same clips in the same order. Their mixup partners may differ, since
-# partners must have the same streams. With the acoustic weight "random", other batches are mixed, by other ratios.
+# partners must have the same streams. A random acoustic weight is the first number drawn for a batch. So with "random"
+# the clips are still the same, but other batches are mixed, with other partners and ratios.
 
 
 @dataclass
@@ -145,10 +146,12 @@ def training_batch(clips, config, t):
     if audio_weight == "random":  # one for the whole batch (Boes 2022, Sec. 3.2.2)
         audio_weight = rng.uniform(*RANDOM_WEIGHT)
     ratios = [1.0, 1.0, 1.0]  # of mixup; 1 leaves the clips as they are
-    if rng.random() < MIXUP_RATE:  # ours: all of a batch is blended or none, each label group by one ratio
+    # ours: all of a batch is blended or none, each label group by one ratio; blended clips replace the picked ones
+    if rng.random() < MIXUP_RATE:
         ratios = rng.beta(MIXUP_SHAPE, MIXUP_SHAPE, size=3).tolist()
 
-    share, n_shares = clips.share  # 0 and 1, unless several processes share the batch
+    # Everything random is drawn for the whole batch; then this process takes its share, all of it if it is alone
+    share, n_shares = clips.share
     groups = []  # per label group: indices (n,) of the clips, of those they are mixed with, and the ratio
     for g, size in enumerate(config.batch_size):
         picked = endless(len(clips.log_mel[g]), size, t, (config.seed, g))
@@ -279,7 +282,8 @@ def training_step(student, teacher, optimizer, batch, config, t):
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(t, config.iterations)
-    # ours: an encoder whose stream no clip of the batch has gets gradient 0. So its momentum still moves it a little.
+    # ours: an encoder whose stream no clip of the batch has gets gradient 0, so that all parameters take all steps. Its
+    # momentum still moves it a little.
     optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
@@ -485,7 +489,8 @@ class Choice:
 def choose(student, config, data, device, log=print):
     """Thresholds, windows and the acoustic weight for inference, by validation (Boes 2022, Sec. 3.1.3, 3.2.2)"""
     part, classes, tuned, scores = data.partitions["validation"], data.classes, {}, {}
-    tried = {1.0}  # this weight ignores video (Boes 2022, Table 7); without a visual stream there is no other
+    # Weight 1 ignores video (Boes 2022, Table 7); without a visual stream there is no other. ours: it is tuned for anew
+    tried = {1.0}
     if config.visual:
         tried |= set(INFER_WEIGHTS)
         if config.infer_weight != "auto":

@@ -27,7 +27,7 @@ from extras.toy import classes_on_screen
 LEARNED = "learned"  # in the place of an acoustic weight
 
 
-class Weigh(nn.Module):
+class Weigher(nn.Module):
     """What each encoder's memory holds decides how much it is worth for this clip"""
 
     def __init__(self, n_encoders):
@@ -47,12 +47,12 @@ class LearnedWeights(MultiEncoder):
 
     def __init__(self, n_classes, visual_dims, base="transformer"):
         super().__init__(n_classes, visual_dims, base)
-        self.weigh = Weigh(1 + len(visual_dims))
+        self.weigher = Weigher(1 + len(visual_dims))
 
     def decode(self, features, memories, has_stream, audio_weight):
         """As in MultiEncoder, where audio_weight is a number, for example 1 to ignore all video. New: LEARNED"""
         if audio_weight == LEARNED:
-            weights = self.weigh(memories, has_stream)
+            weights = self.weigher(memories, has_stream)
         else:
             weights = interpolation_weights(audio_weight, has_stream)
         logits = self.classifier(self.decoder(features, self.token, memories, weights))
@@ -72,7 +72,7 @@ def choose(student, data, device):
 def acoustic_weights(student, data, part, device):
     """The learned acoustic weight of each clip of a partition: (N,)"""
     found = []
-    hook = student.weigh.register_forward_hook(lambda module, inputs, weights: found.append(weights[:, 0].cpu()))
+    hook = student.weigher.register_forward_hook(lambda module, inputs, weights: found.append(weights[:, 0].cpu()))
     train.predict(student, data, part, [LEARNED], device)
     hook.remove()
     return torch.cat(found).numpy()
@@ -108,7 +108,7 @@ def main(arguments=None):
         config = replace(config, train_weight=LEARNED, infer_weight=LEARNED)
         out = out if args.out else out.with_name(f"{out.name}-{LEARNED}")
         runs.never_overwrite(out, args.resume)
-        data = train.load_data(args.data, config.visual, out, log)
+        data = train.load_data(args.data, config.visual, out, log, config.batch_size)
         with runs.alone_in(out):
             log.path = out / "log.txt"
             networks = train.new_networks(config, data, device, LearnedWeights)

@@ -19,7 +19,7 @@ def command(*flags):
 
 def test_weights_sum_to_one_and_are_zero_for_a_missing_stream():
     torch.manual_seed(0)
-    weigh = learned_weights.Weigh(3)
+    weigh = learned_weights.Weigher(3)
     memories = [torch.randn(4, 64, 128) for _ in range(3)]
     has_stream = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
     weights = weigh(memories, has_stream)
@@ -36,10 +36,10 @@ def test_other_weights_are_those_of_the_paper_and_learned_ones_differ_by_clip():
     torch.manual_seed(0)
     network = LearnedWeights(3, {"openl3": 7}).eval()
     plain = avsed.MultiEncoder(3, {"openl3": 7}).eval()
-    plain.load_state_dict({name: x for name, x in network.state_dict().items() if not name.startswith("weigh.")})
+    plain.load_state_dict({name: x for name, x in network.state_dict().items() if not name.startswith("weigher.")})
     inputs = torch.randn(3, 512, 64), {"openl3": torch.randn(3, 64, 7)}, {"openl3": torch.tensor([True, True, False])}
     seen = []
-    network.weigh.register_forward_hook(lambda module, inputs, weights: seen.append(weights))
+    network.weigher.register_forward_hook(lambda module, inputs, weights: seen.append(weights))
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(network(*inputs, 0.75), plain(*inputs, 0.75)))
         learned = network(*inputs, LEARNED)
@@ -47,7 +47,7 @@ def test_other_weights_are_those_of_the_paper_and_learned_ones_differ_by_clip():
         assert not torch.allclose(learned[0][0], plain(*inputs, 1.0)[0][0], atol=1e-3)
     assert len(seen) == 1 and seen[0][0, 0] != seen[0][1, 0]
     network.train()(*inputs, LEARNED)[0].sum().backward()
-    assert all(worth.weight.grad.abs().sum() > 0 for worth in network.weigh.worth)  # so they are learned
+    assert all(worth.weight.grad.abs().sum() > 0 for worth in network.weigher.worth)  # so they are learned
 
 
 def test_a_run_from_the_first_batch_to_the_scores(tmp_path, small, capsys):  # noqa: F811
@@ -60,7 +60,7 @@ def test_a_run_from_the_first_batch_to_the_scores(tmp_path, small, capsys):  # n
     assert set(report["scores"]["public"]) == set(train.SCORES)
     assert "acoustic weights of clips with video" in printed
     started = torch.load(out / "model.pt", weights_only=True)["weights"]
-    assert "weigh.worth.1.weight" in started
+    assert "weigher.worth.1.weight" in started
     assert "neither --train-weight" in refused(capsys, *"--visual openl3 --train-weight 0.5".split(), command=command)
     assert "give --visual" in refused(capsys, "--data", root, command=command)
 

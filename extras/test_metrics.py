@@ -213,7 +213,10 @@ def test_tuning_of_f1_equals_trying_all(metric):
         data = scores, files, truth, durations, classes, HOP
         thresholds, windows = metrics.tune(*data, metric)
         assert list(zip(thresholds, windows)) == [best_of(grid) for grid in grids]
-        assert metric == "clip" or np.array_equal(metrics.tune_by_definition(*data, score), (thresholds, windows))
+        if metric == "clip":
+            assert np.array_equal(metrics.tune_clip_by_definition(scores, files, truth, classes), thresholds)
+        else:
+            assert np.array_equal(metrics.tune_by_definition(*data, score), (thresholds, windows))
         assert thresholds.dtype == np.float64 and windows.dtype.kind == "i"
 
 
@@ -231,6 +234,8 @@ def test_tuning_of_psds_equals_trying_all(metric, criteria, seed):
     thresholds, windows = metrics.tune(scores, files, truth, durations, classes, HOP, metric)
     best = [min(window for area, window in tried if area > max(tried)[0] - 1e-12) for tried in areas.values()]
     assert thresholds is None and windows.tolist() == [*best, 1] and max(best) > 15  # C: without ground truth
+    data = scores, files, truth, durations, classes, HOP
+    assert metrics.tune_psds_by_definition(*data, criteria).tolist() == [*best, 1]
 
 
 def test_windows_whose_areas_differ_by_rounding_are_equal(monkeypatch):
