@@ -318,10 +318,7 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
             listed = f"none of the {part.listed} clips listed for '{name}' is there"
             raise InputError(f"{layout[name][0][1]}: {listed}; put their audio into this folder")
     drop_tested_clips(partitions, log)
-    timed = {label for *_, label in partitions["strong"].events}
-    if "strong" in needed and len(timed) < len(classes):
-        untimed = plumbing.join_labels(sorted({*classes} - timed), ", ")
-        log(f"       in weak clips alone: {untimed}; each strong clip teaches that they are absent")
+    plumbing.name_untaught({name: partitions[name].tags for name in ("strong", "weak") if name in needed}, classes, log)
     for stream in visual:
         sounds = [path for part in partitions.values() for path in part.paths]
         plumbing.check_stems(sounds, files[stream], recording)

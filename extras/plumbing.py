@@ -621,6 +621,18 @@ def check_stems(paths, files, recording):
             raise InputError(f"{other} and {path}: two clips, but one {files[stem(path)]}; give each a name of its own")
 
 
+def name_untaught(tags, classes, log):
+    """Lines for classes that the clips cannot teach. tags: dict of list -> (N, C) bool, of its clips that are there"""
+    taught = {name: of_list.any(axis=0) for name, of_list in tags.items()}
+    anywhere = np.any([*taught.values()], axis=0) if taught else np.ones(len(classes), bool)
+    nowhere = "in no labelled training clip that is there: {}; they cannot be learned"
+    weakly = "in weak clips alone: {}; each strong clip teaches that they are absent"
+    for chosen, line in ((~anywhere, nowhere), (anywhere & ~taught.get("strong", anywhere), weakly)):
+        if chosen.any():
+            labels = [label for label, here in zip(classes, chosen) if here]
+            log(f"       {line.format(join_labels(labels, ', '))}")
+
+
 def same_bytes(path, other):
     return os.path.isfile(path) and os.path.isfile(other) and filecmp.cmp(path, other, shallow=False)
 

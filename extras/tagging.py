@@ -155,6 +155,7 @@ def read_parts(root, sound, log=print):
             listed_here = f"of {len(listed[name])} clips listed for {name}, none with a label is there"
             raise InputError(f"{root}/{sound}: {listed_here}")
         parts[name] = Part(len(listed[name]), filenames, tags, sounds, paths=paths)
+    plumbing.name_untaught({"training": parts["training"].tags}, classes, log)
     if sound != "audio":
         plumbing.check_stems([path for part in parts.values() for path in part.paths], vectors, recording)
     return classes, parts

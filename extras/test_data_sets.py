@@ -312,6 +312,18 @@ def test_classes_that_only_weak_clips_have_are_named(tmp_path):
     _, printed = loaded(write_tiny(tmp_path / "a", rows, streams=()))
     assert "in weak clips alone: Blender, Frying; each strong clip teaches that they are absent" in printed
     assert "in weak clips alone" not in loaded(write_tiny(tmp_path / "b", streams=()))[1]
+    rows["strong"].append("gone.wav\t0\t1\tFox")  # listed, but its audio is absent
+    rows["strong"].append("gone.wav\t2\t3\tFrying")
+    root = write_tiny(tmp_path / "c", rows, streams=())
+    untaught = "in no labelled training clip that is there: Fox; they cannot be learned"
+    _, printed = loaded(root)
+    assert untaught in printed and "in weak clips alone: Blender, Frying;" in printed
+    _, printed = loaded(root, needed=["strong", "validation"])  # the weak list has no share of the batch
+    assert untaught.replace("Fox", "Blender, Fox, Frying") in printed and "weak clips" not in printed
+    assert "in no labelled" not in loaded(root, needed=["validation"])[1]
+    lines = []
+    tagging.read_parts(root, "audio", lines.append)
+    assert untaught in "\n".join(lines) and "weak clips" not in "\n".join(lines)
 
 
 # --- one name, one clip ----------------------------------------------------------------------------------------------
