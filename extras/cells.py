@@ -212,6 +212,7 @@ def main(path, arguments=None):
                     exec(compile(cell.text, path, "exec"), space)
         else:
             plots.figure_class()  # without matplotlib, stop before the work
+            plumbing.check_out_file(args.out)
             started = time.monotonic()
             body = run_all(cells, path)
             title = re.search("(?m)^# (.*)", next(cell.text for cell in cells if cell.is_prose))[1]

@@ -257,6 +257,7 @@ def convert(source, target):
         raise InputError("h5py is needed to convert, this once; pip install h5py") from None
     if Path(target).is_dir() or Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
         raise InputError(f"{target}: is a folder or the file to convert; name another file for the result")
+    plumbing.check_out_file(target)
     if not Path(source).is_file():
         raise InputError(f"{source}: no such file; OpenL3's is {OPENL3_FILE}")
     try:
@@ -652,6 +653,8 @@ def extract(root, weights, device="auto", log=plumbing.say):
     """
     root, device = Path(root), choose_device(device)
     find_ffmpeg()
+    for stream in weights:
+        plumbing.check_out(root / "visual" / stream)
     log(f"data   {root} | {device.type}")
     videos = inventory(root, weights, log)
     if not videos:
@@ -687,6 +690,7 @@ def extract_sound(root, name, weights=None, device="auto", log=plumbing.say):
     """
     root = Path(root)
     folders = dict.fromkeys(folder for rows in plumbing.read_layout(root, PARTITIONS).values() for _, folder in rows)
+    plumbing.check_out(root / "sound" / name)
     on_disk = [file for folder in folders for file in sorted(plumbing.files_in(folder).items())]
     sounds = [path for file, path in on_disk if plumbing.is_sound(file)]
     if not sounds:

@@ -70,8 +70,34 @@ class InputError(Exception):
     """Bad input: one line that names the file, the line in it and what to do about it."""
 
 
+# what the system says of a file, and what to do about it
+REMEDIES = {
+    errno.ENOENT: "no such file or folder; mend the name",
+    errno.EEXIST: "is a file where a folder is wanted; name another",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; name another",
+    errno.EISDIR: "is a folder where a file is wanted; name a file",
+    errno.EACCES: "you have no right to read or write here; change its permissions, or name another",
+    errno.EROFS: "is on a disk that can only be read; name another",
+    errno.ENOSPC: "no room is left on the disk; make some, and begin again",
+    errno.ENAMETOOLONG: "the name is too long for this disk; shorten it",
+}
+
+
 def first_line(error):
-    return str(error).strip().split("\n")[0][:80]
+    """The reason in a few words, without the path of a file, which is named beside it"""
+    if reason := getattr(error, "strerror", None) or getattr(error, "error_string", None):  # the latter: soundfile's
+        return reason.rstrip(".")
+    line = str(error).strip().split("\n")[0]
+    return line if isinstance(error, MemoryError) else re.sub(r"(?<!\w)'[^']*[/\\]([^']*)'", r"'\1'", line)[:80]
+
+
+def in_words(error):
+    """An error as one line; what the system says of a file gets a remedy"""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        text = place + REMEDIES.get(error.errno, error.strerror)
+    return text.replace("\n", " ")
 
 
 def out_of_memory(error):
@@ -133,9 +159,9 @@ def one_line_errors(hint):
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; {hint}")
-    except BrokenPipeError as error:
+    except BrokenPipeError:  # who read what is printed, be it `head`, has enough
         forget_stdout()
-        complain(error)
+        sys.exit(141)  # as the shell says of every program that ends so
     except (MemoryError, OSError, RuntimeError, InputError, FloatingPointError, UnicodeError) as error:
         if out_of_memory(error):
             wanted = re.search(r"allocate [\d.]+ \w+", str(error))  # torch's line begins with a riddle
@@ -147,7 +173,7 @@ def one_line_errors(hint):
 
 
 def complain(error):
-    print("error:", shown((str(error) or type(error).__name__).replace("\n", " ")), file=sys.stderr)
+    print("error:", shown(error if isinstance(error, str) else in_words(error)), file=sys.stderr)
     sys.exit(2)
 
 
@@ -214,6 +240,23 @@ def writing(path, partial=None):
         if not name.startswith((str(path), str(partial))) and not str(path).startswith(name):
             raise  # of another file, which was read meanwhile
         raise InputError(f"{path}: cannot be written ({first_line(error)}); is there room, and the right to?") from None
+
+
+def check_out(folder):
+    """InputError unless there is a folder to write into, or one can be made: asked before the work, not after it"""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise InputError(f"{there}: is a file where a folder is wanted; name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there}: cannot be written to; name another folder, or change its permissions")
+
+
+def check_out_file(path):
+    """The same of a file"""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder where a file is wanted; name a file in it")
+    check_out(Path(path).parent)
 
 
 @functools.cache

@@ -194,10 +194,10 @@ class Trained:
 
 def load_model(path, device="auto"):
     """The model.pt of a finished run -> Trained; raises InputError for any other file"""
-    device = plumbing.choose_device(device)
+    device, remedy = plumbing.choose_device(device), "name the model.pt that a run left"
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file; name the model.pt that a run left")
-    remedy = "name the model.pt that a run left"
+        what = "is a folder; name the model.pt in it" if os.path.isdir(path) else f"no such file; {remedy}"
+        raise InputError(f"{path}: {what}")
     state = runs.load(path, remedy)
     state = state if isinstance(state, dict) else {}
     if "student" in state:
@@ -432,8 +432,8 @@ def check_names(names, out):
     """Files are told apart by their names, in the table and in the folder of outputs; and no run is overwritten."""
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise InputError(f"{twice[0]}: two files of this name; rename one, or predict them one after the other")
-    if out and out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; --out wants a folder")
+    if out:
+        plumbing.check_out(out)
     if out and ((out / "model.pt").exists() or (out / "checkpoint.pt").exists()):
         raise InputError(f"{out}: holds a run, whose files would be overwritten; name another --out")
 
@@ -554,6 +554,8 @@ def run(args, folder):
     several = len(recordings) > 1
     if args.scores and len({scores_file(args.scores, name) for name in names}) < len(names):
         raise InputError("--scores: two recordings differ in their suffix alone; predict them one after the other")
+    if args.scores:
+        plumbing.check_out(args.scores)
     if several and args.visual_file:
         raise InputError("--visual-file belongs to one recording: name one FILE")
     if several and args.format in ("audacity", "srt") and not args.out:
@@ -582,7 +584,7 @@ def run(args, folder):
             try:
                 heard, sound = listen(args, trained, path, name, networks, stored)
             except (InputError, FloatingPointError, PermissionError) as error:
-                line = str(error).replace(folder + os.sep, "").replace("\n", " ")  # stdin has its plain name
+                line = plumbing.in_words(error).replace(folder + os.sep, "")  # stdin has its plain name
                 if not several:
                     raise InputError(line) from None
                 note(f"{place:6} failed: {line}")

@@ -422,6 +422,7 @@ def parse_arguments(arguments):
 def run_command(args):
     if not args.text:
         plots.figure_class()  # without matplotlib, stop before the work
+        plumbing.check_out_file(args.out or Path(args.runs[0], "report.html"))
     found = [read_run(folder) for folder in dict.fromkeys(Path(name).resolve() for name in args.runs)]
     for run in found:
         if run.classes != found[0].classes:

@@ -58,7 +58,8 @@ def alone_in(folder):
 
 
 def never_overwrite(folder, resume):
-    """InputError where the folder holds a run that the user did not ask to resume"""
+    """InputError where the folder holds a run that the user did not ask to resume, or where nothing can be written"""
+    plumbing.check_out(folder)
     if not resume and ((folder / "checkpoint.pt").exists() or (folder / "model.pt").exists()):
         raise InputError(f"{folder}: holds a run already; continue it with --resume, or name another --out")
 

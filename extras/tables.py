@@ -122,6 +122,7 @@ def make_table(args, device, log, wait):
         plots.figure_class()  # without matplotlib, stop before the work
     root, rows = Path(args.data or "data/toy"), rows_of(args.table)
     out = Path(args.out or f"runs/tables-{root.resolve().name}")
+    plumbing.check_out(out)
     streams = list(dict.fromkeys(stream for row in rows for stream in row.visual))
     if args.data:
         partitions, _ = read_partitions(plumbing.read_layout(root, PARTITIONS, ("validation", "public")))

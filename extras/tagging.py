@@ -281,6 +281,7 @@ def begin(args, name, log):
     """What comes first -> device, folder of the data set, folder of the runs"""
     device, root = plumbing.choose_device(args.device), Path(args.data or "data/toy-tagging")
     out = Path(args.out or f"runs/{name}-{root.resolve().name}")
+    plumbing.check_out(out)
     log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | {out}")
     log(f"data   {root}")
     if not args.data:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import features
-from extras import embeddings, tagging
+from extras import boes2019, embeddings, fayek2020, plumbing, predict, tables, tagging, toy
 from extras.plumbing import InputError
 from test_avsed import SHORT, STRONG_HEADER, W2, WEAK_HEADER, quiet, run, write_tiny, write_wav, written
 
@@ -123,6 +123,7 @@ def without_labels(root):
 BAD = {
     "set: no such folder": shutil.rmtree,
     r"weak\.tsv: no such file": lambda root: (root / WEAK).unlink(),
+    r"weak\.tsv: is a folder where a file is wanted; ": lambda root: (root / WEAK).unlink() or (root / WEAK).mkdir(),
     r"weak\.tsv, line 1: no column filename, event_labels; ": bytes_at(WEAK, b""),
     r"weak\.tsv: cannot be read as text": bytes_at(WEAK, b"\xff\xfe\x00"),
     r"weak\.tsv, line 2: .* not a plain file name": bytes_at(WEAK, f"{WEAK_HEADER}\n../a.wav\tDog".encode()),
@@ -154,3 +155,39 @@ def test_bad_input_gets_one_line(message, tmp_path, capsys):
     error = refused(capsys, "--data", root, "--visual", "openl3", "--out", tmp_path / "r", *SHORT)
     assert re.search(message, error), error
     assert not (tmp_path / "r").exists() and not list(tmp_path.rglob("*.partial"))
+
+
+def test_where_nothing_can_be_written_no_work_begins(tmp_path, capsys, monkeypatch):
+    root, file = write_tiny(tmp_path / "set"), tmp_path / "file"
+    file.write_text("mine")
+    (root / "sound").write_text("mine")
+    (tmp_path / "model.pt").touch()
+    data = ("--data", root, "--visual", "openl3")
+    line = re.escape(f"error: {file}: is a file where a folder is wanted; name another\n")
+    for command, flags in (
+        (run_of(tables), (5, "--data", root, *SHORT)), (run, (*data, *SHORT)), (run_of(boes2019), data),
+        (run_of(fayek2020), data), (run_of(predict), (tmp_path / "model.pt", root / W2)),
+    ):  # fmt: skip
+        for out in (file, file / "sub"):
+            assert re.fullmatch(line, refused(capsys, *flags, "--out", out, command=command)), command
+    for command, flags in (
+        (run_of(predict), (tmp_path / "model.pt", root / W2, "--scores", file / "sub")),
+        (run_of(toy), [file]), (run_of(toy), [file / "sub"]),
+    ):  # fmt: skip
+        assert re.fullmatch(line, refused(capsys, *flags, command=command)), command
+    error = refused(capsys, "extract", root, "--sound", "log-mel", command=run_of(embeddings))
+    assert "set/sound: is a file where a folder is wanted" in error
+    with monkeypatch.context() as patch:  # as on a disk that can only be read
+        patch.setattr(plumbing.os, "access", lambda path, mode: path != tmp_path)
+        error = refused(capsys, *data, *SHORT, "--out", tmp_path / "r")
+        assert f"{tmp_path}: cannot be written to; name another folder" in error
+    for path, message in ((tmp_path, "is a folder where a file is wanted"), (file / "x", "is a file where a folder")):
+        with pytest.raises(InputError, match=message):
+            plumbing.check_out_file(path)
+    plumbing.check_out_file(tmp_path / "new/x"), plumbing.check_out_file("x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model.pt", "set"]
+    assert file.read_text() == (root / "sound").read_text() == "mine" and not (root / "cache").exists()
+
+
+def run_of(module):
+    return lambda *arguments: module.main([str(a) for a in arguments])

@@ -219,7 +219,8 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path):
 def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
     for error, line in (
         (MemoryError(), "out of memory; "), (MemoryError("8 GiB\nno"), "out of memory: 8 GiB; "),
-        (OSError(28, "No space"), "[Errno 28] No space"),
+        (OSError(28, "No space"), "no room is left"), (OSError(28, "No space", "a\nb"), "a b: no room is left"),
+        (OSError(116, "Stale file handle", "x"), "x: Stale file handle"), (OSError("of its own kind"), "of its own kind"),
         (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "'ascii' codec"),
         (RuntimeError("can't allocate memory"), "out of memory: can't allocate"), (InputError("a\nb"), "a b"),
     ):  # fmt: skip
@@ -243,7 +244,21 @@ def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
         patch.setattr(sys, "stdout", pipe)
         with plumbing.one_line_errors("hint"):
             print("é")
-    assert stop.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
+    assert stop.value.code == 141 and capsys.readouterr().err == ""
+
+
+def test_a_long_path_leaves_room_for_the_reason(tmp_path):
+    path = tmp_path / ("long" * 40) / "x.wav"
+    path.parent.mkdir()
+    path.write_bytes(b"RIFF and nothing else")
+    with pytest.raises(InputError, match=r"x.wav: cannot be decoded \(Format not recognised\); mend"):
+        features.load_audio(path)
+    for error, reason in (
+        (ValueError(f"cannot take '{path}' for one, or can't"), "cannot take 'x.wav' for one, or can't"),
+        (ValueError("can't read a/b, or 'c'"), "can't read a/b, or 'c'"),
+        (OSError(28, "No space left on device", str(path)), "No space left on device"),
+    ):
+        assert plumbing.first_line(error) == reason
 
 
 def test_names_move_no_cursor(tmp_path, capsys):
@@ -373,7 +388,7 @@ def test_too_little_memory_and_a_failing_disk_are_no_damage(tmp_path, monkeypatc
                 read(path)
             said = capsys.readouterr().err
             assert stop.value.code == 2 and said.count("\n") == 1 and str(path) in said, (read, said)
-            expected = "error: out of memory: " if error in NO_ROOM else f"error: [Errno {error.errno}] "
+            expected = "error: out of memory: " if error in NO_ROOM else f"error: {path}: "
             wanted = embeddings.load_network.__name__ in read.__code__.co_names and error in OTHER
             assert said.startswith(expected) or wanted and error.strerror in said, (read, said)
             assert "damaged" not in said and "delete" not in said and "cannot be" not in said, (read, said)

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from extras.plumbing import InputError, one_line_errors, replacing
+from extras.plumbing import InputError, check_out, one_line_errors, replacing
 from features import CLIP_SECONDS, FRAMES, PARTITIONS, SAMPLE_RATE
 
 VERSION = 3  # change it whenever make_toy writes other bytes
@@ -50,6 +50,7 @@ def make_toy(root, seed=0, kind="toy"):
     marker = root / "toy.json"
     if marker.is_file() and marker.read_bytes() == recipe.encode():
         return
+    check_out(root)
     if root.exists() and any(root.iterdir()):  # perhaps with something that is the user's own
         toy = "toy data of another version, seed or kind"
         raise InputError(f"{root}: holds {toy if marker.is_file() else 'something other than toy data'}; move it away")
