@@ -27,6 +27,7 @@ import platform
 import re
 import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -377,6 +378,12 @@ def load_json(path):
 
     with damage_as_value_error(path):
         return json.loads(read_text(path), parse_float=number, parse_constant=number)
+
+
+def most_alike(arrays):
+    """The first one of those arrays whose shape and type most of them have"""
+    forms = [(array.shape, array.dtype) for array in arrays]
+    return arrays[forms.index(statistics.mode(forms))]
 
 
 def usable(vectors):

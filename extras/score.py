@@ -250,34 +250,39 @@ def read_scores(path):
 
 
 def read_frame_scores(folder):
-    """Folder of tables of frame scores, <clip stem>.tsv -> FrameScores. ours: all frames are equally long"""
+    """Folder of tables of frame scores, <clip stem>.tsv -> FrameScores. ours: all frames are as long as in most tables"""
     paths = sorted(path for path in Path(folder).glob("*.tsv") if not path.name.startswith("."))
     if not paths:
         raise InputError(f"{folder}: no folder of tables <clip>.tsv with the columns onset, offset and the classes")
     tables = [read_scores(path) for path in paths]
     classes, n_frames = sorted(tables[0][0][2:]), np.array([len(values) for _, values in tables])
-    longest = tables[n_frames.argmax()][1]
-    # from all of them, as digits may have been cut; the last one may be shorter, where the clip ends
-    hop = round(longest[-1, 0] / (len(longest) - 1), 9) if len(longest) > 1 else longest[0, 1]
+    # from all frames but the last one, which may be shorter, where the clip ends
+    hops = np.array([round(v[-1, 0] / (len(v) - 1), 9) if len(v) > 1 else v[0, 1] for _, v in tables])
+    sure = np.sort(hops[n_frames > 1])
+    usual = sure[len(sure) // 2] if len(sure) else hops.max()
+    # of these, from the longest table, as digits may have been cut
+    longest = np.where(np.abs(hops - usual) <= 0.05 * np.abs(usual), n_frames, 0).argmax()
+    hop = hops[longest]
     scores, ends = np.zeros((len(paths), n_frames.max(), len(classes))), {}
     for i, (path, (names, values)) in enumerate(zip(paths, tables)):
         if sorted(names[2:]) != classes:
             raise InputError(f"{path}, line 1: has other classes than {paths[0]}; give all clips the same columns")
-        check_times(path, values[:, 0], values[:, 1], hop)
+        check_times(path, values[:, 0], values[:, 1], hop, paths[longest])
         scores[i, : len(values)] = values[:, [names.index(label) for label in classes]]
         ends[plumbing.stem(path)] = float(values[-1, 1])
     return FrameScores([*ends], classes, scores, n_frames, hop, ends)
 
 
-def check_times(path, onset, offset, hop):
-    """InputError unless frame k lasts from k to k + 1 times hop, the last one at most that long"""
+def check_times(path, onset, offset, hop, example):
+    """InputError unless frame k lasts from k to k + 1 times hop, as in the example, the last one at most that long"""
     begins = np.arange(len(onset)) * hop
     ends = np.append(begins[1:], min(offset[-1], begins[-1] + hop))
     wrong = (np.maximum(np.abs(onset - begins), np.abs(offset - ends)) > 0.05 * hop) | (offset <= onset)
     if wrong.any():
-        line = wrong.argmax() + 2
-        lengths = f"frames must follow one another from 0 on, each {hop:g} s long"
-        raise InputError(f"{path}, line {line}: {lengths}, in this clip and all others; only the last may be shorter")
+        k = wrong.argmax()
+        wanted = f"frames must follow one another from 0 on, each {hop:g} s long as in {example.name}"
+        found = f"here from {onset[k]:g} to {offset[k]:g} s"
+        raise InputError(f"{path}, line {k + 2}: {wanted}, {found}; only the last may be shorter; write the table anew")
 
 
 def score_frames(reference_path, folder, durations=None, threshold=None, window=1, ctr_divisor="C-1"):
@@ -382,7 +387,8 @@ def read_public(root, trained, cache):
         plumbing.check_stems(part.paths, files, features.recording)
         seen = [files[plumbing.stem(name)] for name in found if plumbing.stem(name) in files]
         note(f"clips have no {stream} in {folder}", [name for name in found if plumbing.stem(name) not in files])
-        example = features.read_visual(seen[0]) if seen else np.zeros((features.FRAMES, mean.size), np.float32)
+        first = [features.read_visual(path) for path in seen[:9]]
+        example = plumbing.most_alike(first or [np.zeros((features.FRAMES, mean.size), np.float32)])
         if example.shape[1] != mean.size:
             raise InputError(f"{folder}: vectors are {example.shape[1]} wide, but the model learnt from {mean.size}")
         features.add_visual(part, stream, files, example, cache, log)

@@ -90,7 +90,8 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
             nothing = f"{folder}: no vectors of finite numbers for any clip of {name} with a label"
             if not any(paths):
                 raise InputError(f"{nothing}; make them, or name another stream")
-            example = read_visual(next(filter(None, paths))) if example is None else example
+            first = [read_visual(path) for path in [*filter(None, paths)][:9]] if example is None else [example]
+            example = plumbing.most_alike(first)
             part.video = gather(
                 f"{see.__name__} {visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
             )

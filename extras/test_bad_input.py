@@ -115,6 +115,11 @@ def all_vectors(part):
     return lambda root: [np.save(path, np.load(path)[part]) for path in (root / "visual/openl3").iterdir()]
 
 
+def first_vectors_wider(root):
+    (path,) = (root / "visual/openl3").glob("Yaaa*")  # of the first training clip that has vectors
+    np.save(path, np.zeros((64, 7), np.float16))
+
+
 def without_labels(root):
     bytes_at(WEAK, f"{WEAK_HEADER}\nw2.wav\t".encode())(root)
     bytes_at("metadata/train/synthetic20/soundscapes.tsv", f"{STRONG_HEADER}\n00.wav".encode())(root)
@@ -139,10 +144,11 @@ BAD = {
     "visual/openl3: no file for any training clip": without_training_video,
     r"\.npy: has the shape \(63, 6\) where \(64, D\)": all_vectors(np.s_[1:]),
     r"w2\.npy: has the shape \(64, 7\) where \(64, 6\)": vectors(np.zeros((64, 7), np.float16)),
+    r"Yaaa.*\.npy: has the shape \(64, 7\) where \(64, 6\)": first_vectors_wider,
     r"\.npy: has the shape \(64, 0\)": all_vectors(np.s_[:, :0]),
-    r"w2\.npy: must be an array of float16, .* not int16": vectors(np.zeros((64, 6), np.int16)),
+    r"w2\.npy: must be an array of float16 or float32, .* not int16": vectors(np.zeros((64, 6), np.int16)),
     r"w2\.npy: must be an array of float16, .* not float32": vectors(np.zeros((64, 6), np.float32)),
-    r"w2\.npy: must be an array of float16, .* not >f2": vectors(np.zeros((64, 6), ">f2")),
+    r"w2\.npy: must be an array of float16 or float32, .* not >f2": vectors(np.zeros((64, 6), ">f2")),
     r"w2\.npy: cannot be read as a \.npy array \(Object": vectors(np.array([{}])),
     r"w2\.npy: cannot be read as a \.npy array": bytes_at(V2, b"\x93NUMPY"),
 }

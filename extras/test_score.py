@@ -448,7 +448,11 @@ def test_bad_tables_of_frame_scores_get_one_line(tmp_path, capsys):
         written(folder, text, "b.tsv")
         code, out, err = command(capsys, str(reference), "--scores", str(folder))
         assert code == 2 and out == "" and words in err and err.count("\n") == 1, (text, err)
-    (folder / "b.tsv").unlink()
+    doubled = "onset\toffset\tA\tB\n0\t1\t0.1\t0.2\n1\t2\t0.3\t0.4\n2\t2.4\t0.5\t0.6\n"
+    written(folder, doubled, "0.tsv"), written(folder, TABLE, "b.tsv")  # the odd one is blamed, though it comes first
+    err = command(capsys, str(reference), "--scores", str(folder))[2]
+    assert "0.tsv, line 2: " in err and "each 0.5 s long as in a.tsv, here from 0 to 1 s" in err
+    (folder / "b.tsv").unlink(), (folder / "0.tsv").unlink()
     two = written(tmp_path, HEAD + "a.wav\t0\t1\tA\na.flac\t0\t1\tA\n", "two.tsv")
     assert "a.wav and a.flac have one stem" in command(capsys, str(two), "--scores", str(folder))[2]
     for flags in (["--scores", "s", "e.tsv"], ["--threshold", "0.5", "e.tsv"], ["--scores", "s", "--window", "3"],

@@ -114,6 +114,9 @@ def test_what_bad_input_gets(tmp_path):
     table.unlink()
     assert "validation.tsv: no such file" in refused(root)
     table.write_text(whole)
+    odd = next((root / "visual/openl3").glob("Yaaa*"))  # of the first training clip that has vectors
+    np.save(odd, np.zeros((64, 7), np.float16))
+    assert f"{odd}: has the shape (64, 7) where (64, 6) is wanted" in refused(root)
     for path in (root / "visual/openl3").glob("*.npy"):
         np.save(path, np.full((64, 6), np.inf, np.float16))
     assert "no vectors of finite numbers for any clip of training" in refused(root)
