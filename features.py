@@ -312,8 +312,6 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
     log(f"       {len(classes)} classes: {plumbing.join_labels(classes, ', ')}")
     for name in (*needed, "public"):
         part = partitions[name]
-        if name in needed and not part.listed:
-            raise InputError(f"{root}: the list of '{name}' is empty; {plumbing.why_needed(name)}")
         if part.listed and not part.filenames:
             listed = f"none of the {part.listed} clips listed for '{name}' is there"
             raise InputError(f"{layout[name][0][1]}: {listed}; put their audio into this folder")

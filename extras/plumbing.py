@@ -523,7 +523,7 @@ def read_table(path, columns):
     try:
         lines = unicodedata.normalize("NFC", read_text(path)).split("\n")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the README's section 'Real data' shows the layout") from None
+        raise InputError(f"{path}: no such file; mend the name") from None
     except ValueError as error:
         raise InputError(f"{path}: cannot be read as text ({error}); save it as a table in UTF-8") from None
     header = lines[0].split("\t")
@@ -613,7 +613,20 @@ def read_layout(root, partitions, needed=()):
             raise InputError(f"{path}: no row of {name}; {why_needed(name)}")
         if name not in layout:
             raise InputError(f"{metadata / partitions[name][0]}: no such file; {why_needed(name)}")
+        if not any(lists_clips(*pair) for pair in layout[name]):
+            raise InputError(f"{layout[name][0][0] or root}: the list of '{name}' is empty; {why_needed(name)}")
     return layout
+
+
+def lists_clips(table, folder):
+    """Does a list have rows below its first line, or without a table, sound in its folder?"""
+    if table is None:
+        return any(map(is_sound, files_in(folder)))
+    try:
+        header, *rows = read_text(table).split("\n")
+    except ValueError:
+        return True  # who reads the rows will tell
+    return not header or any(row.strip() for row in rows)
 
 
 def why_needed(partition):

@@ -84,8 +84,9 @@ def read_operating_points(path):
             raise InputError(f"{path}: no .tsv file in this folder; give one for each threshold")
         return [read_estimated(table)[1] for table in tables]
     if "threshold" not in columns_of(path):
-        wanted = "PSDS wants one with a table for each threshold, or a table with a column threshold"
-        raise InputError(f"{path}: no such folder; {wanted}")
+        what = "has no column threshold" if Path(path).exists() else "no such file or folder"
+        wanted = "PSDS wants a table with a column threshold, or a folder with a table for each threshold"
+        raise InputError(f"{path}: {what}; {wanted}")
     points = {}
     for *event, threshold in read_strong(path, of_system=True, more=["threshold"])[1]:
         points.setdefault(threshold, []).append(tuple(event))
@@ -407,12 +408,21 @@ def or_null(scores):
     return {name: None if value != value else value for name, value in scores.items()}
 
 
+REMARKS = {  # on lines of the text
+    "operating_points": "   of a table, those with events: the others change no PSDS",
+    "psds2": "   of the same operating points as psds1, whichever of the two they were tuned for",
+}
+
+
 def text_of(scores, per_class, with_classes, as_json):
     """What the command prints: JSON, or a line per score and then, if asked for, one per class"""
     if as_json:
         by_class = {"per_class": {name: or_null(x) for name, x in per_class.items()}} if with_classes else {}
         return json.dumps(or_null(scores) | by_class, indent=1)
-    lines = [f"{name:<32}{x:>9.4f}" if isinstance(x, float) else f"{name:<32}{x:>9}" for name, x in scores.items()]
+    lines = []
+    for name, x in scores.items():
+        value = f"{x:>9.4f}" if isinstance(x, float) else f"{x:>9}"
+        lines.append(f"{name:<32}{value}{REMARKS.get(name, '')}")
     if with_classes and per_class:
         lines.append(f"\n{'':<32}" + "".join(f"{name:>12}" for name in per_class))
         for label in sorted({label for of_name in per_class.values() for label in of_name}):

@@ -120,6 +120,12 @@ def first_vectors_wider(root):
     np.save(path, np.zeros((64, 7), np.float16))
 
 
+def without_strong_rows(root):
+    """Nor does any weak clip have the class of a validation row"""
+    bytes_at("metadata/train/synthetic20/soundscapes.tsv", f"{STRONG_HEADER}\n".encode())(root)
+    bytes_at(WEAK, f"{WEAK_HEADER}\nw2.wav\tCat\n".encode())(root)
+
+
 def without_labels(root):
     bytes_at(WEAK, f"{WEAK_HEADER}\nw2.wav\t".encode())(root)
     bytes_at("metadata/train/synthetic20/soundscapes.tsv", f"{STRONG_HEADER}\n00.wav".encode())(root)
@@ -134,6 +140,7 @@ BAD = {
     r"weak\.tsv, line 2: .* not a plain file name": bytes_at(WEAK, f"{WEAK_HEADER}\n../a.wav\tDog".encode()),
     r"weak\.tsv: hold no label": without_labels,
     "the list of 'validation' is empty": bytes_at("metadata/validation/validation.tsv", STRONG_HEADER.encode()),
+    r"soundscapes\.tsv: the list of 'strong' is empty; add it, or": without_strong_rows,
     r"audio/eval/public: none of the 3 clips": lambda root: shutil.rmtree(root / "audio/eval"),
     r"w2\.wav: holds no audio": sound(np.zeros(0)),
     r"w2\.wav: holds samples that are not finite": sound(np.full(100, np.nan)),

@@ -151,6 +151,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     with_durations = [*points, "--durations", "durations.tsv", "--ctr-divisor", "C"]
     code, table, _ = command(capsys, "ref.tsv", "est.tsv", *with_durations)
     assert code == 0 and f"{got['psds1']:.4f}" in table and " C\n" in table and "Q" not in table
+    assert "operating_points                        2   of a table, those with events" in table
+    assert "of the same operating points as psds1, whichever of the two they were tuned for" in table
     code, table, _ = command(capsys, "ref.tsv", "est.tsv", "--per-class")
     assert code == 0 and "Q" in table and "psds" not in table
 
@@ -201,10 +203,11 @@ def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):
     points = ["--operating-points", "points"]
     for arguments, words in (
         (["ok.tsv", "bad.tsv"], "bad.tsv, line 2"),
-        (["ok.tsv", "absent.tsv"], "absent.tsv: no such file"),
+        (["ok.tsv", "absent.tsv"], "absent.tsv: no such file; mend the name"),
         (["zero.tsv", "ok.tsv"], "zero.tsv: A in a.wav begins and ends at 2 s"),
         (["ok.tsv", "ok.tsv", "--operating-points", "none"], "no .tsv file"),
-        (["ok.tsv", "ok.tsv", "--operating-points", "ok.tsv"], "ok.tsv: no such folder; PSDS wants one"),
+        (["ok.tsv", "ok.tsv", "--operating-points", "ok.tsv"], "ok.tsv: has no column threshold; PSDS wants a"),
+        (["ok.tsv", "--operating-points", "absent"], "absent: no such file or folder; PSDS wants a table"),
         (["ok.tsv", "ok.tsv", *points, "--durations", "none.tsv"], "none.tsv: names no clip"),
         (["empty.tsv", "empty.tsv", *points], "empty.tsv: names no clip"),
     ):
