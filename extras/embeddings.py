@@ -393,9 +393,13 @@ def on_its_clock(path, seek=0.0):
     return ["-copyts", "-start_at_zero", *(["-noaccurate_seek", "-ss", str(seek)] if seek > 0 else [])]
 
 
-def packets(path, options, *wanted):
-    """Yield (stream, when it is decoded, duration), in seconds, of the packets of picture and sound, not decoded"""
-    copy = ["-map", "0:V?", "-map", "0:a?", "-c", "copy", *wanted, "-f", "framecrc", "-"]
+def packets(path, options, *wanted, kinds="Va"):
+    """Yield (stream, when it is decoded, duration), in seconds, of the packets of picture and sound, not decoded.
+
+    kinds: of streams, in ffmpeg's letters; with s and d, subtitles and data too
+    """
+    maps = [part for kind in kinds for part in ("-map", f"0:{kind}?")]
+    copy = [*maps, "-ignore_unknown", "-c", "copy", *wanted, "-f", "framecrc", "-"]
     listed = run_ffmpeg(path, options, copy).stdout.decode(errors="replace")
     units = {stream: int(a) / int(b) for stream, a, b in re.findall(r"^#tb (\d+): (\d+)/(\d+)", listed, re.M)}
     for found in re.finditer(r"^(\d+), +(-?\d+), +-?\d+, +(\d+),", listed, re.M):
@@ -517,7 +521,10 @@ def ffmpeg_blocks(path):
         raise InputError(f"{path}: its sound begins, or goes on, after more than an hour of nothing; cut the file")
     if returncode:
         raise InputError(f"{path}: no sound ({ffmpeg_reason(returncode, said)}); name a file with sound")
-    plumbing.warn_if_short(path, n_samples / SAMPLE_RATE, about.promised)
+    if n_samples / SAMPLE_RATE < about.promised - 1:  # cut, unless another stream goes on: a picture, subtitles
+        ends = [when + duration for _, when, duration in packets(path, on_its_clock(path), kinds="Vasd")]
+        if max(ends, default=0) < about.promised - 1:
+            plumbing.warn_if_short(path, n_samples / SAMPLE_RATE, about.promised)
 
 
 def stop(*processes):

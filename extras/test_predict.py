@@ -360,6 +360,27 @@ def test_a_cut_recording_is_taken_with_a_note(tmp_path):
 
 
 @with_ffmpeg
+def test_what_goes_on_after_the_sound_makes_no_cut_recording(tmp_path, recwarn):
+    cues = "1\n00:00:01,000 --> 00:00:02,000\nHello\n\n2\n00:00:06,000 --> 00:00:08,000\nBye\n"
+    (tmp_path / "a.srt").write_text(cues)
+    said, sound = ["-i", str(tmp_path / "a.srt")], "sine=d=3"
+    pictures = "color=red:s=32x32:r=5:d=8"
+    for name, inputs, options in (
+        ("said.mp4", [sound, said], "-c:a aac -c:s mov_text"), ("said.mkv", [sound, said], "-c:a flac -c:s srt"),
+        ("seen.mp4", [sound, pictures], "-c:a aac -c:v mpeg4"),
+    ):  # fmt: skip
+        path = film(tmp_path / name, *inputs, options=options.split())
+        assert embeddings.describe(path).promised > 7
+        assert sum(map(len, predict.read_blocks(path))) == pytest.approx(3 * 16000, abs=2048)
+    assert not recwarn.list, [str(warning.message) for warning in recwarn]
+    film(path, *inputs, options=[*options.split(), "-movflags", "+faststart"])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.warns(UserWarning, match="seen.mp4: its sound ends after 0:0[0-3], its header says 0:08"):
+        list(predict.read_blocks(path))
+
+
+@with_ffmpeg
 def test_the_cover_of_a_music_file_is_no_video(tmp_path):
     cover = film(tmp_path / "cover.png", "color=red:s=64x64:d=0.04", options=("-frames:v", "1"))
     cover = ["-i", str(cover), "-map", "0:a", "-map", "1:v", "-disposition:v:0", "attached_pic"]
