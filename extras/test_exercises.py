@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -138,13 +139,16 @@ def test_half_a_solution_is_told_what_it_lacks(project, number, changes, said):
     assert said in project(*changes).missing(number)
 
 
-def test_which_test_tells(project, capsys):
+def test_which_test_tells(project, capsys, monkeypatch):
     exercises = project()
     assert "give the name of a test" in exercises.missing(2)
     assert exercises.missing(2, "test_interpolation_weights") is None
-    with pytest.raises(SystemExit) as stop:
-        exercises.main(["2", "test_filterbank_numbers"])
-    assert stop.value.code == 1 and "passes although the weights are not renorm" in capsys.readouterr().out
+    for code, said in ((0, "passes although the weights"), (1, "fails although the weights"), (5, "has no test")):
+        ended = subprocess.CompletedProcess([], code)  # a test that passes, or fails, with both states; none
+        monkeypatch.setattr(exercises.subprocess, "run", lambda *_, **__: ended)
+        with pytest.raises(SystemExit) as stop:
+            exercises.main(["2", "test_of_mine"])
+        assert stop.value.code == 1 and said in capsys.readouterr().out
 
 
 def test_a_stream_of_your_own(project, tmp_path):
