@@ -131,7 +131,7 @@ def resume(folder, config, data, student, teacher, optimizer):
         return data, 0
     state = read_state(path, config, data)
     epochs = epochs or state.get("epoch")
-    with foreign(path, "of another architecture or optimizer, or damaged ({}); name another --out"):
+    with foreign(path, f"of another architecture or optimizer, or damaged ({{}}); {remedy_of(path)}"):
         if type(epochs) is not int or not 1 <= epochs <= config.epochs:
             raise ValueError("epoch")
         for name, part in parts.items():
@@ -191,10 +191,16 @@ def load(path, remedy="name another --out"):
         raise InputError(f"{path}: not a checkpoint of this program ({error}); {remedy}") from None
 
 
+def remedy_of(path):
+    """What to do where a checkpoint or model.pt is damaged"""
+    goes_on = path.name == "model.pt" and path.with_name("checkpoint.pt").exists()
+    return "move it away, and the run goes on from checkpoint.pt" if goes_on else "name another --out"
+
+
 def read_state(path, config, data):
     """checkpoint.pt or model.pt -> what it holds; InputError unless of a run with this configuration on these clips"""
-    state, now = load(path), description(config, data)
-    with foreign(path, "was not written by this program, or by an older version; name another --out"):
+    state, now, remedy = load(path, remedy_of(path)), description(config, data), remedy_of(path)
+    with foreign(path, f"was not written by this program, or by an older version; {remedy}"):
         stored, wanted = state["config"], asdict(config)
         del wanted["data"]  # the folder may have moved, or have several names
         differs = [f"{key} {stored.get(key)}" for key, value in wanted.items() if stored.get(key) != value]

@@ -160,7 +160,12 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys, small):
         assert f"{path}: " in error and message in error, (name, error)
     assert not (tmp_path / "executed").exists()
     torch.save({"model": 1}, path.parent / "model.pt")  # neither is a foreign file taken for a finished run
-    assert "model.pt: was not written by this program" in refused(capsys, *flags, path.parent)
+    for content in (None, b"half of it"):
+        if content:
+            (path.parent / "model.pt").write_bytes(content)
+        error = refused(capsys, *flags, path.parent)
+        assert "model.pt: " in error and ("by this program" in error or "of this program" in error)
+        assert error.endswith("; move it away, and the run goes on from checkpoint.pt\n")  # which suffices
 
 
 def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, small):
