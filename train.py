@@ -580,7 +580,7 @@ def parse_arguments(arguments):
         help="acoustic weight at inference, or 'auto' for the best by validation EBF1; default: auto")
     add("--epochs", type=plumbing.positive, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
     add("--batches", type=plumbing.positive, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
-    add("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
+    add("--batch-size", type=plumbing.natural, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
         help=f"default: {PAPER['batch_size']}, toy data {TOY['batch_size']}")
     add("--seed", type=plumbing.seed, default=0, help="of weights, batches and dropout; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
@@ -592,7 +592,7 @@ def parse_arguments(arguments):
     plumbing.set_defaults(args, PAPER if args.data else TOY)
     if args.data == "":
         parser.error("--data is empty: name a folder, or leave it out for toy data")
-    if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
+    if sum(args.batch_size) < 1:
         parser.error("--batch-size must hold at least one clip")
     if len(set(args.visual)) < len(args.visual):
         parser.error("--visual takes different names")
@@ -660,9 +660,7 @@ def run(args):
     device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
     config, out, why = config_of(args)
     runs.never_overwrite(out, args.resume)
-    threads = torch.get_num_threads()
-    threads = f"{threads} thread{'s' * (threads > 1)}"
-    log(f"torch {torch.__version__} | {device.type}, {threads} | seed {config.seed} | {out}")
+    log(f"torch {torch.__version__} | {device.type}, {plumbing.threads()} | seed {config.seed} | {out}")
     data = load_data(args.data, config.visual, out, log, config.batch_size)
     if config.visual:
         log(f"       acoustic weight in training: {config.train_weight}, {why}")

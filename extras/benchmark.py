@@ -267,13 +267,13 @@ def parse_arguments(arguments):
     add("--data", metavar="DIR", help="data set in the layout of DCASE 2020 task 4; default: toy data")
     add("--visual", type=plumbing.folder_name, nargs="+", default=[], metavar="NAME", help="default: audio only")
     add("--base", choices=("transformer", "conformer"), default="transformer", help="default: transformer")
-    add("--batch-size", type=int, nargs=3, default=PAPER["batch_size"], metavar=("STRONG", "WEAK", "UNLABELLED"),
-        help=f"default: {PAPER['batch_size']}, the paper's")  # fmt: skip
+    add("--batch-size", type=plumbing.natural, nargs=3, default=PAPER["batch_size"],
+        metavar=("STRONG", "WEAK", "UNLABELLED"), help=f"default: {PAPER['batch_size']}, the paper's")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="default: fp32")
     args = parser.parse_args(arguments)
     if args.what == "train":
-        if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
+        if sum(args.batch_size) < 1:
             parser.error("--batch-size must hold at least one clip")
         if len(set(args.visual)) < len(args.visual):
             parser.error("--visual takes different names")
@@ -287,7 +287,7 @@ def main(arguments=None):
             benchmark_metrics()
             return
         device, log = plumbing.choose_device(args.device, args.precision), runs.Log()
-        log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads")
+        log(f"torch {torch.__version__} | {device.type}, {plumbing.threads()}")
         data = load_data(args.data, args.visual, Path("runs/benchmark"), log, args.batch_size)
         train_weight = 0.5 if args.visual else 1.0
         config = Config(

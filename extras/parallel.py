@@ -5,7 +5,8 @@
 A run of N ranks ends with the weights of a run of one process, but for rounding, dropout and batch norm: each rank's
 batch norms see its own share. The networks of the first rank are kept and scored, its losses are printed. train.py
 knows nothing of this: a rank takes its share of each batch (`Clips.share`), and before each step of the optimizer the
-gradients are averaged over the ranks.
+gradients are averaged over the ranks. Where a rank stops, torchrun stops the others and prints a traceback of its own
+below our line.
 """
 
 import os

@@ -892,6 +892,12 @@ def positive(text):
     return int(text)
 
 
+def natural(text):
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
+    return int(text)
+
+
 def seed(text):
     if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
         raise argparse.ArgumentTypeError(f"{text!r}: a seed must be 0 or more, and below 2 ** 63")
@@ -955,6 +961,11 @@ def clock(seconds):
 def cores():
     """CPU cores that this process may use"""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def threads():
+    """'1 thread', '2 threads': those that torch computes with"""
+    return f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def choose_device(name, precision="fp32"):

@@ -251,7 +251,7 @@ def read_scores(path):
 
 
 def read_frame_scores(folder):
-    """Folder of tables of frame scores, <clip stem>.tsv -> FrameScores. ours: all frames are as long as in most tables"""
+    """Folder of tables of frame scores, <clip stem>.tsv -> FrameScores. ours: all frames are equally long"""
     paths = sorted(path for path in Path(folder).glob("*.tsv") if not path.name.startswith("."))
     if not paths:
         raise InputError(f"{folder}: no folder of tables <clip>.tsv with the columns onset, offset and the classes")

@@ -323,7 +323,7 @@ def parse_arguments(arguments):
         "training and at inference by validation EBF1")  # fmt: skip
     add("--epochs", type=plumbing.positive, help=f"default: {PAPER['epochs']}, toy data {TOY['epochs']}")
     add("--batches", type=plumbing.positive, help=f"per epoch; default: {PAPER['batches']}, toy data {TOY['batches']}")
-    add("--batch-size", type=int, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
+    add("--batch-size", type=plumbing.natural, nargs=3, metavar=("STRONG", "WEAK", "UNLABELLED"),
         help=f"default: {PAPER['batch_size']}, toy data {TOY['batch_size']}")  # fmt: skip
     add("--seed", type=plumbing.seed, default=0, help="of the first run of each row; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps or auto; default: auto")
@@ -334,7 +334,7 @@ def parse_arguments(arguments):
     if args.data == "":
         parser.error("--data is empty: name a folder, or leave it out for toy data")
     plumbing.set_defaults(args, (PAPER if args.data else TOY) | {"runs": RUNS if args.data else TOY_RUNS})
-    if min(args.batch_size) < 0 or sum(args.batch_size) < 1:
+    if sum(args.batch_size) < 1:
         parser.error("--batch-size must hold at least one clip")
     if args.seed + args.runs > 2**63:
         parser.error("--seed plus --runs must be at most 2 ** 63")

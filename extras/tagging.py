@@ -83,7 +83,7 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
     files = visual_files(folder) if visual else {}
     plumbing.check_stems([path for part in parts.values() for path in part.paths], files, recording)
     for name, part in parts.items():
-        part.audio = gather(f"{hear.__name__} {Path(sound).name} of {name}", part.sounds, hear, cache, log)
+        part.audio = gather(hear, f"{Path(sound).name} of {name}", part.sounds, hear, cache, log)
         part.present, count = np.zeros(len(part.sounds), bool), ""
         if visual:
             paths = [files.get(plumbing.stem(f)) for f in part.filenames]
@@ -93,7 +93,7 @@ def load_tagging(root, hear, visual, see, cache, sound="audio", log=print):
             first = [read_visual(path) for path in [*filter(None, paths)][:9]] if example is None else [example]
             example = plumbing.most_alike(first)
             part.video = gather(
-                f"{see.__name__} {visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
+                see, f"{visual} of {name}", paths, lambda path: see(read_visual(path, example)), cache, log
             )
             finite = np.array([plumbing.usable(vectors) for vectors in part.video])
             plumbing.name_unusable(name, visual, paths, finite, log)
@@ -167,21 +167,23 @@ def has_clip_labels(table):
     return b"event_labels" in table.read_bytes().split(b"\n")[0]
 
 
-def gather(label, paths, read, cache, log):
+def gather(function, label, paths, read, cache, log):
     """read(path) of N clips, zeros where a path is None -> (N, ...), memory-mapped; from the cache once it is there.
 
-    The cache does not notice when `hear` or `see` is edited: delete it then.
+    function: `hear` or `see`, which the cache knows by its name: it does not notice when one is edited, delete it then
     """
+    cached_as = f"{function.__name__} {label}"
     example = np.asarray(read(next(filter(None, paths))))
     there = [path for path in paths if path]
     names = [path and path.name for path in paths]
-    key = plumbing.fingerprint(there, features.RECIPE, label, names, example.shape, example.dtype.name)
+    key = plumbing.fingerprint(there, features.RECIPE, cached_as, names, example.shape, example.dtype.name)
 
     def read_one(path):
         return (np.zeros_like(example) if path is None else read(path),)
 
     columns = {"array": (example.shape, example.dtype)}
-    return plumbing.cached_table(cache, label.replace(" ", "-"), key, read_one, paths, columns, log, label)["array"]
+    name = cached_as.replace(" ", "-")
+    return plumbing.cached_table(cache, name, key, read_one, paths, columns, log, label)["array"]
 
 
 # --- scores (Boes 2019, Sec. 3.2.10, 4.1; Fayek 2020, Sec. 4.2) -------------------------------------------------------
@@ -283,7 +285,7 @@ def begin(args, name, log):
     device, root = plumbing.choose_device(args.device), Path(args.data or "data/toy-tagging")
     out = Path(args.out or f"runs/{name}-{root.resolve().name}")
     plumbing.check_out(out)
-    log(f"torch {torch.__version__} | {device.type}, {torch.get_num_threads()} threads | {out}")
+    log(f"torch {torch.__version__} | {device.type}, {plumbing.threads()} | {out}")
     log(f"data   {root}")
     if not args.data:
         toy.make_toy(root, kind="tagging")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import features
-from extras import boes2019, embeddings, fayek2020, plumbing, predict, tables, tagging, toy
+import train
+from extras import benchmark, boes2019, embeddings, fayek2020, plumbing, predict, tables, tagging, toy
 from extras.plumbing import InputError
 from test_avsed import SHORT, STRONG_HEADER, W2, WEAK_HEADER, quiet, run, write_tiny, write_wav, written
 
@@ -69,6 +70,10 @@ def test_bad_flags_get_code_2(capsys):
         with pytest.raises(SystemExit) as stop:
             run(*flags.split())
         assert stop.value.code == 2 and "error: " in capsys.readouterr().err, flags
+    for command, flags in ((train, []), (tables, ["5"]), (benchmark, ["train"])):
+        with pytest.raises(SystemExit):
+            command.main([*flags, "--batch-size", "-1", "2", "2"])
+        assert "--batch-size: '-1': must be a whole number, 0 or more" in capsys.readouterr().err
 
 
 def test_a_name_too_long_for_a_disk_is_a_clip_that_is_not_there(tmp_path):

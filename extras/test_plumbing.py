@@ -220,7 +220,7 @@ def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
     for error, line in (
         (MemoryError(), "out of memory; "), (MemoryError("8 GiB\nno"), "out of memory: 8 GiB; "),
         (OSError(28, "No space"), "no room is left"), (OSError(28, "No space", "a\nb"), "a b: no room is left"),
-        (OSError(116, "Stale file handle", "x"), "x: Stale file handle"), (OSError("of its own kind"), "of its own kind"),
+        (OSError(116, "Stale file handle", "x"), "x: Stale file handle"), (OSError("of its own"), "of its own"),
         (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "'ascii' codec"),
         (RuntimeError("can't allocate memory"), "out of memory: can't allocate"), (InputError("a\nb"), "a b"),
     ):  # fmt: skip
@@ -259,6 +259,12 @@ def test_a_long_path_leaves_room_for_the_reason(tmp_path):
         (OSError(28, "No space left on device", str(path)), "No space left on device"),
     ):
         assert plumbing.first_line(error) == reason
+
+
+def test_threads_are_counted_as_one_says_it(monkeypatch):
+    for n, said in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: n)
+        assert plumbing.threads() == said
 
 
 def test_names_move_no_cursor(tmp_path, capsys):

@@ -930,7 +930,7 @@ def bad_input(tmp_path):
         "shape": ([good, wav, "--visual-file", tmp_path / "shape.npy"], r"shape.npy: has the shape \(63, 6\)"),
         "width": ([good, wav, "--visual-file", tmp_path / "wide.npy"], "openl3 vectors are 7 wide, but .* from 6"),
         "type": ([good, wav, "--visual-file", tmp_path / "type.npy"], "type.npy: must be an array of float16"),
-        "absent vectors": ([good, wav, "--visual-file", tmp_path / "no.npy"], "no.npy: no such file or folder; mend the name"),
+        "absent vectors": ([good, wav, "--visual-file", tmp_path / "no.npy"], "no.npy: no such file or folder; "),
         "count": ([good, wav, "--visual-file", *[tmp_path / "good.npy"] * 2], "2 files, but .* streams: openl3"),
         "no streams": ([mute, wav, "--visual-file", tmp_path / "good.npy"], "1 files, but .* it only hears"),
         "weights": ([good, wav, "--weights", tmp_path / "no.pt"], "no.pt: No such file"),

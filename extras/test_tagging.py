@@ -39,6 +39,8 @@ def test_clips_of_the_strong_and_weak_lists(tmp_path):
     assert train.present.tolist() == [False] * 4 + weak.present["openl3"].tolist()
     assert not train.video[:4].any() and np.array_equal(train.video[4:], weak.visual["openl3"][:, :3])
     assert any("training       8 listed,     8 found,     4 with openl3" in line for line in lines)
+    assert any("       audio of training: 8 clips" in line for line in lines)
+    assert any("       openl3 of training: 8 clips" in line for line in lines) and "loudness" not in "".join(lines)
     assert parts["public"].filenames == public.filenames and np.array_equal(parts["public"].tags, public.tags)
     heard = [loudness(path) for path in public.paths]
     assert np.array_equal(parts["public"].audio, heard)
