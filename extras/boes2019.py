@@ -466,7 +466,7 @@ def run(args, log):
     report = complete_run(config, parts, data, out, device, log, keep=True)
     scores = f"micro F1 {100 * report['F1']:.2f} | mAP {100 * report['mAP']:.2f} | mAUC {100 * report['mAUC']:.2f}"
     tuned = f"threshold {report['threshold']}, the best on validation"
-    log(f"public {scores} | {tuned} | {len(report['losses'])} epochs in {clock(report['seconds'])}")
+    log(f"public {scores} | {tuned} | epochs: {len(report['losses'])}, {clock(report['seconds'])}")
     if place:
         draw_attention(args, classes, parts, place, out, device, log)
 
