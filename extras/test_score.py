@@ -157,6 +157,56 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert code == 0 and "Q" in table and "psds" not in table
 
 
+def test_psds_by_hand_with_cross_triggers_both_divisors_and_all_files(tmp_path, monkeypatch, capsys):
+    """Three classes in 36 clips of 10 s, of which the reference names 18, the system the others: 0.1 hours"""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{side}{i}.wav" for side in "ab" for i in range(18)]
+    truth = [("a0.wav", "A"), ("a1.wav", "B"), ("a2.wav", "B"), ("a3.wav", "C")]
+    sure, unsure = truth[:2], [("a3.wav", "C"), ("a1.wav", "C")]  # the last one is false, and triggers B
+
+    def table(rows, clips):
+        return HEAD + "".join(f"{name}\t0\t10\t{label}\n" for name, label in rows) + "\t\t\t\n".join([*clips, ""])
+
+    written(tmp_path, table(truth, names[:18]), "ref.tsv"), (tmp_path / "points").mkdir(), (tmp_path / "run").mkdir()
+    written(tmp_path, table([("a0.wav", "A")], names[18:]).replace("10\tA", "5\tA"), "est.tsv")
+    for threshold, rows in (("0.9", sure), ("0.5", sure + unsure)):
+        written(tmp_path / "points", table(rows, ()), f"{threshold}.tsv")
+    points = "filename\tonset\toffset\tevent_label\tthreshold\n"
+    points += "".join(f"{name}\t0\t10\t{label}\t0.9\n" for name, label in sure)
+    points += "".join(f"{name}\t0\t10\t{label}\t0.5\n" for name, label in sure + unsure)
+    contents = dict.fromkeys(("predictions_PSDS1", "predictions_PSDS2"), points)
+    contents |= dict.fromkeys(("predictions", "predictions_SBF1"), HEAD)
+    contents |= {"predictions_CBF1": "filename\tevent_labels\n"}
+    contents |= {"durations": "filename\tduration\n" + "".join(f"{name}\t10\n" for name in names)}
+    for name, content in contents.items():
+        written(tmp_path / "run", content, f"{name}.tsv")
+    (tmp_path / "scores").mkdir()
+    for name in (*names[:4], *names[18:]):  # one frame each
+        cells = [0.96 * ((name, c) in sure) + 0.5 * ((name, c) in unsure) for c in "ABC"]
+        written(tmp_path / "scores", "onset\toffset\tA\tB\tC\n0\t10\t{}\t{}\t{}\n".format(*cells), f"{name[:-4]}.tsv")
+
+    # rates of A and B are 1 and 1/2, that of C is 1 from the first false alarm on: 10 an hour; for PSDS2 there is a
+    # cross-trigger in 20 s of B on top: 180 an hour, times 1/2, over the two other classes or over all three
+    low, high = 1 / 2 - (1 / 6) ** 0.5, 5 / 6 - (1 / 18) ** 0.5  # mean minus deviation of 1, 1/2, 0 and of 1, 1/2, 1
+    for flags, begin in (([], 10 + 180 / 4), (["--ctr-divisor", "C"], 10 + 180 / 6)):
+        want = [(x * low + (100 - x) * high) / 100 for x in (10, begin)]
+        for arguments in (["est.tsv", "--operating-points", "points"], ["run"], ["--scores", "scores"]):
+            code, out, _ = command(capsys, "ref.tsv", *arguments, *flags, "--json")
+            got = {name.upper(): value for name, value in json.loads(out).items()}
+            assert code == 0 and got["HOURS"] == pytest.approx(0.1)
+            assert [got["PSDS1"], got["PSDS2"]] == pytest.approx(want, abs=1e-12), (arguments, flags)
+        exact = [got["EXACT_PSDS1"], got["EXACT_PSDS2"]]
+        assert exact == pytest.approx(want, abs=1e-12)  # no other score makes a difference
+    _, of_scores, _ = command(capsys, "ref.tsv", "--scores", "scores", "--per-class")
+    _, of_events, _ = command(capsys, "ref.tsv", "est.tsv", "--per-class")  # of A the first half is found
+    for out, names, cells in (
+        (of_scores, ["PSDS1", "PSDS2"], ["C", "0.9000", "0.4500"]),
+        (of_events, ["clip_f1", "segment_f1", "event_f1"], ["A", "1.0000", "0.6667", "0.0000"]),
+    ):
+        rows = [line.split() for line in out.split("\n\n")[1].splitlines()]
+        assert rows[0] == names and cells in rows
+
+
 def test_clip_f1_is_that_of_the_tags():
     rng = np.random.default_rng(0)
     for _ in range(50):
