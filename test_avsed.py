@@ -254,6 +254,13 @@ def test_parameter_counts_of_the_model_and_its_blocks(base, streams, whole, enco
     assert [tuple(stack[0].weight.shape) for stack in model.cnn] == kernels
 
 
+def test_streams_of_equal_width_share_nothing():
+    with torch.device("meta"):
+        none, one, two = (MultiEncoder(10, dict.fromkeys(streams, 512)) for streams in ("", "a", "ab"))
+    none, one, two = (sum(p.numel() for p in model.parameters()) for model in (none, one, two))
+    assert two - one == one - none > 0  # what is shared would be counted once
+
+
 @both_bases
 def test_learned_positions_and_tokens_begin_small(base):
     torch.manual_seed(0)
@@ -806,6 +813,7 @@ def test_events_by_hand():
     assert metrics.scores_to_events(on, ["a"], ["A"], 0.5, 1, HOP, {"a": 3.2}) == events((0.0, 3.2))
     on[:, :60] = 0
     assert metrics.scores_to_events(on, ["a"], ["A"], 0.5, 1, HOP, {"a": 3.2}) == []
+    assert metrics.scores_to_events(on, ["a"], ["A"], 0.5, 1, 0.125, {"a": 7.5}) == []  # frame 60 begins at the end
 
 
 # --- metrics.py, Sec. 3.1.4: F1 by hand, each example through the definition and the fast version --------------------

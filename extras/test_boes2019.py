@@ -354,12 +354,21 @@ def test_the_loop(parts, monkeypatch):
 
 
 def test_a_seed_gives_the_same_bits(parts, monkeypatch):
+    draws, draw_clips = [], boes2019.draw_clips
+
+    def noted(rng, tags):
+        draws.append((rng.bit_generator.state, tags))
+        return draw_clips(rng, tags)
+
+    monkeypatch.setattr(boes2019, "draw_clips", noted)
     monkeypatch.setattr(boes2019, "BATCH", 3)
     once, _ = boes2019.train(Config(epochs=4, batches=1), parts, CPU, quiet)
     again, _ = boes2019.train(Config(epochs=3, batches=1), parts, CPU, quiet)
     other, _ = boes2019.train(Config(epochs=1, batches=1, seed=1), parts, CPU, quiet)
     weights = [[state["classifier.weight"] for state in states] for states in (once, again, other)]
     assert all(map(torch.equal, weights[0], weights[1])) and not torch.equal(weights[0][0], weights[2][0])
+    assert [state for state, _ in draws] == [np.random.default_rng(seed).bit_generator.state for seed in (0, 0, 1)]
+    assert np.array_equal(draws[0][1], parts["training"].tags[np.arange(12) != 6])  # clip 6 has no video
     parts["training"].audio[:] = math.nan
     with pytest.raises(FloatingPointError, match="no finite numbers in epoch 1"):
         boes2019.train(Config(epochs=1), parts, CPU, quiet)

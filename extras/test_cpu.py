@@ -60,6 +60,9 @@ def test_dropout_has_its_rate_scale_and_gradient(memory_format):
     assert torch.equal(x.grad, y.detach())
     for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):  # as many everywhere
         assert (kept.float().mean(axes) - 0.9).abs().max() < 0.03
+    for axis in range(4):  # neighbours, in memory or not, are dropped each by itself: both of them once in a hundred
+        before, after = (kept.narrow(axis, begin, kept.shape[axis] - 1) for begin in (0, 1))
+        assert abs((~before & ~after).float().mean().item() - 0.01) < 0.002
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept, cpu.Dropout(0.1)(x) != 0)
     assert torch.equal(cpu.Dropout(0.1).eval()(x), x) and torch.equal(cpu.Dropout(0.0)(x), x)
     expanded = cpu.Dropout(0.1)(torch.ones(1, 50).expand(40, 50))  # not dense in memory

@@ -434,6 +434,13 @@ def test_frames_are_those_on_screen_at_their_time(tmp_path):
         embeddings.read_frames(path, 50)
 
 
+@with_ffmpeg
+def test_pictures_that_shrink_are_averaged(tmp_path):
+    stripes = "nullsrc=s=512x512:r=25:d=0.2,format=gray,geq=lum='255*mod(X,2)'"  # black and white, a pixel wide each
+    frames = embeddings.read_frames(film(tmp_path / "stripes.mkv", stripes))
+    assert np.abs(frames / 255 - 0.5).max() < 0.15
+
+
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
     """Arguments of ffmpeg for 40 s of pictures, five a second, whose numbers are seen also after a lossy codec"""

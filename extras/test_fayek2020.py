@@ -276,6 +276,32 @@ def test_the_loss_is_of_whole_clips_and_the_mean_over_classes():
     assert math.isnan(fayek2020.step(network, None, [x * math.nan], tags))
 
 
+def test_prediction_is_without_dropout_and_clip_by_clip():
+    _, inputs = linear(parts := some_parts())
+    network = randomised(nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Sigmoid())).train()
+    got = fayek2020.predict(network, inputs, "validation", [5, 0, 3], size=2)
+    P = {name: value.numpy() for name, value in network.state_dict().items()}
+    x = parts["validation"].video[[5, 0, 3]] @ P["0.weight"].T + P["0.bias"]
+    x = (x - P["1.running_mean"]) / np.sqrt(P["1.running_var"] + 1e-5) * P["1.weight"] + P["1.bias"]
+    assert np.allclose(got, sigmoid(x), atol=1e-5)
+
+
+def test_first_weights_and_order_of_the_clips_come_from_the_seed(monkeypatch):
+    parts, weights, orders = some_parts(), [], []
+    build, inputs = linear(parts)
+
+    def noted(network, optimizer, x, tags):
+        weights.append(network[0].weight.detach().clone())
+        orders.append(x[0].tolist())
+        return 0.0
+
+    monkeypatch.setattr(fayek2020, "step", noted)  # one batch
+    for seed in (1, 1, 2):
+        fayek2020.train("x", build, inputs, parts, every(parts), Schedule(2, 12, (0.1,)), seed)
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[4])
+    assert orders[:2] == orders[2:4] and orders[0] != orders[1] and orders[0] != orders[4]
+
+
 def test_rate_and_epoch_with_the_best_validation_map_are_kept(monkeypatch):
     parts, seen, weights = some_parts(), [], []
     build, inputs = linear(parts)
@@ -501,9 +527,10 @@ def test_one_command_gives_all_systems_and_the_analysis(root, tmp_path, capsys, 
 
 
 def test_the_weight_that_is_kept_is_that_of_sound(tmp_path, monkeypatch):
-    parts, name = some_parts(), "attention, self unimodal"
+    parts, name, trained = some_parts(), "attention, self unimodal", []
 
     def train(system, build, *_):
+        trained.append(system)
         network = build().eval()
         network.requires_grad_(False)
         for weigh, bias in ((network.n_attn_a, 2.0), (network.n_attn_v, -1.0)):  # sound matters, vision does not
@@ -518,6 +545,9 @@ def test_the_weight_that_is_kept_is_that_of_sound(tmp_path, monkeypatch):
     kept = fayek2020.outputs_of(name, build, both, parts, None, None, 0, tmp_path, {}, audio)
     a, v = sigmoid(2), sigmoid(-1)
     assert np.allclose(kept["audio_weight"], a / (a + v), atol=1e-6)
+    for schedule, config in ((0, {}), (1, {}), (1, {"visual": "tce"}), (1, {"visual": "tce"})):  # one is there already
+        fayek2020.outputs_of(name, build, both, parts, None, schedule, 0, tmp_path, config, audio)
+    assert len(trained) == 4
 
 
 def test_an_interrupted_command_goes_on(root, tmp_path, capsys, monkeypatch, quick):

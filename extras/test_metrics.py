@@ -127,6 +127,7 @@ def test_events_of_all_thresholds_are_those_of_each():
     for seed in range(20):
         scores, files, _, durations, (label, *_) = toy_scores(seed, C=1, values=20 if seed % 2 else None)
         window, seconds = (1, 3, 7)[seed % 3], np.array([durations[name] for name in files])
+        durations[files[1]] = seconds[1] = 3 * HOP  # frame 3 begins exactly at the end, and holds nothing
         scores[0] *= 0.15  # hardly ever above the first
         clips, level = metrics._levels(scores, scores.max(axis=1), 0, thresholds)
         table = metrics._events_of_all_thresholds(clips, level, window, HOP, seconds)

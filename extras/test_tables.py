@@ -102,6 +102,11 @@ def test_the_best_pair_of_weights_on_validation_wins():
         for parts in r["by_weight"].values():
             parts["validation"]["EBF1"] = None  # undefined everywhere: the largest weights
     assert tables.result_of(row, reports, search_train_weight=True)[:2] == (0.875, 0.875)
+    for r in reports:  # of two pairs that are equally good, that with the larger weight at inference
+        for weight, parts in r["by_weight"].items():
+            best = (r["config"]["train_weight"], weight) in ((0.875, "0.25"), (0.25, "0.875"))
+            parts["validation"]["EBF1"] = 0.5 if best else 0.25
+    assert tables.result_of(row, reports, search_train_weight=True)[:2] == (0.25, 0.875)
     assert tables.result_of(tables.rows_of(5)[3], reports) is None
 
 
@@ -131,6 +136,25 @@ def test_cells():
     assert tables.cell("PSDS1", *tables.mean_and_deviation("PSDS1", [0.5])) == "  0.5000        "
     assert tables.mean_and_deviation("EBF1", [None, 0.5]) == (50, None)
     assert tables.cell("EBF1", *tables.mean_and_deviation("EBF1", [])).split() == ["?"]
+
+
+def test_each_finished_run_has_a_line_with_its_settings_and_scores(tmp_path):
+    row, public = tables.rows_of(5)[1], dict(zip(train.SCORES, (0.125, 0.25, None, 0.5, 0.75)))
+    parts = {"validation": dict.fromkeys(train.SCORES, 0.5) | {"EBF1": 0.375}, "public": public}
+    content = report(row, 0.5, {weight: parts for weight in (*train.INFER_WEIGHTS, 1.0)})
+    content["config"] |= dict(seed=3, epochs=1, batches=2, batch_size=[4, 5, 6], precision="fp32")
+    for name in ("done", "going on"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(content | {"infer_weight": 0.75, "scores": parts}))
+    (tmp_path / "done/model.pt").touch()
+    tables.write_results(tmp_path, print)
+    header, line = ([*line.split("\t")] for line in (tmp_path / "results.tsv").read_text().splitlines())
+    of_column = dict(zip(header, line))
+    assert [of_column[name] for name in ("run", "visual", "train_weight", "seed", "batch_size", "infer_weight")] == [
+        "done", "openl3", "0.5", "3", "4 5 6", "0.75"
+    ]  # fmt: skip
+    assert of_column["validation_EBF1"] == "0.375000"
+    assert [of_column[name] for name in train.SCORES] == ["0.125000", "0.250000", "", "0.500000", "0.750000"]
 
 
 def test_the_papers_figures_stand_only_beside_real_data():

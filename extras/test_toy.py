@@ -36,6 +36,14 @@ def test_toy_data_is_reproducible_and_complete(tmp_path, monkeypatch):
     for name, part in data.partitions.items():
         assert part.present["openl3"].sum() == seen[name]
         assert np.array_equal(part.present["openl3"], part.present["tce"])
+    short = 0  # what ends early stands still in the picture from its end on, and nothing is true behind it
+    for part in data.partitions.values():
+        assert all(offset <= part.seconds[name] for name, _, offset, _ in part.events)
+        for i in np.flatnonzero(part.present["openl3"] & (part.durations < 10)):
+            after = np.arange(64) * 10 / 64 >= part.durations[i]
+            assert np.ptp(part.visual["openl3"][i][after], axis=0).max() == 0
+            short += 1
+    assert short > 1
     marker = tmp_path / "a/toy.json"
     stamp = marker.stat().st_mtime_ns
     toy.make_toy(tmp_path / "a", 0)
