@@ -3,8 +3,10 @@
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import metrics
 from extras import benchmark
@@ -23,11 +25,25 @@ def test_training_is_timed_by_part_and_leaves_nothing(tmp_path, capsys, monkeypa
     printed = capsys.readouterr().out
     for part in ("data", "teacher forward", "student forward", "backward", "update", "iteration"):
         assert re.search(rf"^{part} +\d+\.\d\d ms +\d+ %$", printed, re.M), part
+    milliseconds = float(re.search(r"^iteration +(\S+) ms +100 %$", printed, re.M)[1])
+    clips_per_second = int(re.search(r"^(\d+) clips/s ", printed, re.M)[1])
+    assert milliseconds > 10 and abs(clips_per_second - 3000 / milliseconds) < 0.6  # three clips an iteration
     # forward, a clip costs 0.37 GFLOP in the convolutions and 0.39 in the rest; once in the teacher, thrice in
     # the student with its backward pass: 3.0 for a clip, here times 3
     assert 8 <= int(re.search(r"(\d+) GFLOP of matrix work", printed)[1]) <= 10
     assert re.search(r"^\d+\.\d GB of memory at most \| 25000 iterations: ", printed, re.M)
     assert list(tmp_path.iterdir()) == [root]
+
+
+def test_rates_and_memory_have_their_units(monkeypatch):
+    ticks, matrix = iter(range(99)), torch.ones(2, 2)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))  # each product takes a second
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: matrix)
+    assert benchmark.matmul_rate(torch.device("cpu"), "fp32") == 2 * 2048**3  # a product and a sum each
+    status = Path("/proc/self/status")
+    if status.exists():
+        before, got = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]), benchmark.peak_memory()
+        assert 1024 * before <= got < 1024 * before + 2**20
 
 
 def test_metrics_are_timed_without_peers(capfd, monkeypatch):

@@ -414,7 +414,10 @@ def test_threshold_and_scores_come_from_all_states(parts, tmp_path, monkeypatch)
 
     monkeypatch.setattr(boes2019, "train", lambda *_: (states, [1.0]))
     monkeypatch.setattr(boes2019, "ensemble", average)
+    stale = tmp_path / f"{Config().run}.pt"  # the states of another run, whose report is gone
+    stale.touch()
     report = boes2019.complete_run(Config(), parts, {False: "x", True: "y"}, tmp_path, CPU, quiet)
+    assert not stale.exists()
     (tags, validated), (public_tags, public) = pairs
     assert np.array_equal(public_tags, parts["public"].tags[np.arange(12) != 6])  # the second one is public
     wanted = tagging.score({"validation": tags, "public": public_tags}, {"validation": validated, "public": public})

@@ -398,6 +398,7 @@ def test_bad_arguments_are_named():
         (ok, ["a"], ["A"], r"\(2, 5, 1\): needs \(1, frames, 1\)"),
         (ok, ["a", "b"], ["A", "B"], r"needs \(2, frames, 2\)"),
         (ok[0], ["a", "b"], ["A"], "shape"),
+        (ok[:, 0], ["a", "b"], ["A"], r"\(2, 1\): needs \(2, frames, 1\)"),
         (ok, ["a", "a"], ["A"], "twice"),
         (np.zeros((2, 5, 2)), ["a", "b"], ["A", "A"], "twice"),
         (ok * nan, ["a", "b"], ["A"], "nan"),

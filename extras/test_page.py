@@ -161,6 +161,48 @@ def test_without_mp3_the_sound_is_wav(monkeypatch):
     assert kind == "audio/wav" and np.allclose(heard, [0, 0.5, -1], atol=1e-4)  # what is too loud is cut
 
 
+def made_up_page(seconds=10.0):
+    """Three classes, of which the first is never found; two events of C, one of B, which is true as well"""
+    scores = np.tile([0.9, 0.2, 0.4], (64, 1))
+    events = [("a", 1.0, 3.0, "C", 0.9), ("a", 2.0, 4.0, "B", 0.8), ("a", 5.0, 6.0, "C", 0.7)]
+    file = io.BytesIO()
+    with page.sound_writer(file, 16000) as writer:
+        writer.write(np.zeros(16000))
+    log_mel, truth = np.zeros((512, 64), np.float16), [("a", 1.5, 3.5, "B")]
+    more = list("ABC"), scores, [0.1, 0.25, 0.5], events, truth, ["fact"], ["warning"]
+    return page.recording_page("a", seconds, file.getvalue(), log_mel, *more)
+
+
+def test_the_page_of_a_recording_by_hand():
+    text = made_up_page()
+    tags = Tags(text)
+    content = json.loads(next(text for tag, text in tags.scripts if tag.get("id") == "data"))
+    assert content["thresholds"] == {"B": 0.25, "C": 0.5}  # each class has its own
+    curves = {label: set(base64.b64decode(curve)) for label, curve in content["curves"].items()}
+    assert curves == {"B": {51}, "C": {102}}  # of 255
+    marks = [(tag.get("data-event"), *map(float, re.findall(r"[\d.]+", tag["style"]))) for tag in tags.all("i")
+             if tag.get("class", "").startswith("mark")]  # fmt: skip
+    # row of the table, distance from the top, begin and width in percent; B is above C
+    assert marks == [("0", 10, 10, 20), ("1", 2, 20, 20), ("2", 10, 50, 10), (None, 2, 15, 20)]
+    bars = [tag for tag in tags.all("button") if tag.get("class", "").startswith("event")]
+    assert [bar.get("data-event") for bar in bars] == ["1", None, "0", "2"]  # lane by lane
+    assert re.findall(r"checked> (\w) <small>(\d)</small>", text) == [("B", "1"), ("C", "2")]
+    assert [tag["data-event"] for tag in tags.all("tr") if "data-event" in tag] == ["0", "1", "2"]
+    # Slaney's scale, as in test_plots.py: 65 steps to 8 kHz, each filter one above the last, 64 of them in the height
+    heights = {int(hertz): float(top) for top, hertz in re.findall(r'top: ([\d.]+)%">(\d+)</span>', text)}
+    for hertz, mels in ((1000, 15), (7000, 15 + 27 * np.log(7) / np.log(6.4))):
+        k = mels / (15 + 27 * np.log(8) / np.log(6.4)) * 65 - 1
+        assert abs(heights[hertz] - 100 * (1 - (k + 0.5) / 64)) < (0.9 if hertz == 1000 else 0.2)  # bins are 15.6 Hz
+    many = [("a", 0.0, 1.0, "B", 0.5)] * 41
+    assert page.event_list(many[1:]).startswith("<details open>") and page.event_list(many).startswith("<details>")
+
+
+def test_the_darkest_and_the_brightest():
+    assert np.allclose(page.range_of(np.linspace(-6, -2, 1001)), (-5.8, -2.004))  # the middle of what there is
+    assert np.allclose(page.range_of(np.linspace(-20, 0, 1001)), (-8.02, -0.02))  # not below 8 less than the loudest
+    assert page.range_of(np.full(9, -3.0)) == (-4, -3)
+
+
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -285,3 +327,11 @@ def test_a_page_in_a_browser(browser, tmp_path):
         page.write(tmp_path / f"{name}.html", page.page(name, body, script=script))
         browser.open(tmp_path / f"{name}.html")
         assert "Content Security Policy" in " ".join(browser.complaints()), name  # refused, whatever a body holds
+
+
+@with_chromium
+def test_times_of_a_long_recording(browser, tmp_path):
+    page.write(tmp_path / "a.html", made_up_page(7325.0))
+    browser.open(tmp_path / "a.html")
+    assert browser.value("overview.getAttribute('aria-valuetext')") == "0:00 of 2:02:05"
+    assert browser.complaints() == []

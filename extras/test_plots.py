@@ -212,6 +212,32 @@ def test_segments_and_verdicts_have_their_colours():
     assert marks == [("✓ EBF1", 1, True), ("✗ PSDS1", 1, False), ("✗ EBF1", 2, False), ("✗ PSDS1", 2, False)]
 
 
+def test_scores_by_acoustic_weight_have_full_and_dashed_lines():
+    pytest.importorskip("matplotlib")
+    runs = [{w: {part: {"EBF1": x + shift, "PSDS1": 0.0} for part, x in (("public", 0.25), ("validation", 0.5))}
+             for w, shift in ((1.0, more), (0.25, 0.0))} for more in (0.125, 0.375)]  # fmt: skip
+    panel, _ = plots.plot_acoustic_weight({"a": runs}, ["public", "validation"]).axes
+    lines = [(line.get_linestyle(), [*line.get_xdata()], [*line.get_ydata()]) for line in panel.lines]
+    assert lines == [("-", [0.25, 1], [0.25, 0.5]), ("--", [0.25, 1], [0.5, 0.75])]  # means of the two runs
+
+
+def test_each_class_has_its_scores_in_percent_and_its_dots():
+    pytest.importorskip("matplotlib")
+    values = np.array([[0.5, np.nan], [0.124, 1.0]])
+    panel, _ = plots.plot_by_class({"a": values}, ["A", "B"], ["F1", "area"]).axes
+    cells = {text.get_position(): text.get_text() for text in panel.texts}
+    assert cells == {(0, 0): "50", (1, 0): "-", (0, 1): "12", (1, 1): "100"}  # column, row
+    runs = [{"threshold": [0.1, 0.2], "window": [3, 31]}, {"threshold": [0.5, 0.9], "window": [1, 7]}]
+    runs = [{"EBF1": tuned} for tuned in runs]
+    shown = [("EBF1", "threshold"), ("EBF1", "window")]
+    panels = plots.plot_tuned({"a": runs}, ["A", "B"], shown).axes
+    for panel, (name, what), (low, high) in zip(panels, shown, ((0, 1), (0, 32))):
+        dots = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.lines]
+        assert dots == [(run[name][what], [0, 1]) for run in runs]
+        assert panel.get_xlim()[0] <= low and high <= panel.get_xlim()[1]
+    assert panels[0].get_ylim() == (1.5, -0.5)  # the first class on top
+
+
 def test_the_shaded_area_is_psds():
     pytest.importorskip("matplotlib")
     efpr, etpr = np.array([0.0, 10, 40]), np.array([0, 0.125, 0.375])

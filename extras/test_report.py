@@ -54,13 +54,13 @@ def folders(tmp_path_factory):
     return root
 
 
-def unfinished(folders, tmp_path):
-    """A run of the first system that is still training: seed 2, after the first of its two epochs"""
+def unfinished(folders, tmp_path, n_epochs=1):
+    """A run of the first system that is still training: seed 2, two epochs long"""
     state = torch.load(folders / "a0/model.pt", weights_only=True)
     state = {name: state[name] for name in ("classes", "data")} | {"config": state["config"] | {"seed": 2}}
     (tmp_path / "c").mkdir()
     torch.save(state | {"epoch": 1}, tmp_path / "c/checkpoint.pt")
-    add_history(tmp_path / "c", 1, 2)
+    add_history(tmp_path / "c", n_epochs, 2)
     return tmp_path / "c"
 
 
@@ -94,16 +94,19 @@ def test_runs_that_differ_by_their_seed_alone_are_one_system(folders):
 
 def test_the_text_has_the_numbers_of_the_runs(folders, tmp_path, capsys):
     reports = [json.loads((folders / name / "metrics.json").read_text()) for name in ("a0", "a1", "b")]
-    text = text_of(capsys, *(folders / name for name in ("a0", "a1", "b")), unfinished(folders, tmp_path))
+    text = text_of(capsys, *(folders / name for name in ("a0", "a1", "b")), unfinished(folders, tmp_path, 2))
     ebf1 = [100 * of_run["scores"]["public"]["EBF1"] for of_run in reports[:2]]
     assert len(set(ebf1)) == 2
     want = f"{statistics.mean(ebf1):.2f} ± {abs(ebf1[0] - ebf1[1]) / 2**0.5:.2f}"  # the deviation of two values
     assert row_of(text, "transformer + openl3", "mean of 2 seeds")[2] == want
     assert row_of(text, "transformer + tce", "b", "finished")[5] == f"{reports[2]['scores']['public']['PSDS2']:.4f}"
-    assert row_of(text, "transformer + openl3", "c", "epoch 1 of 2") == ["–"] * 5
-    so_far = report.read_history(tmp_path / "c/history.tsv")["EBF1"].item()
-    shown = row_of(text.split("validation clips")[1], "transformer + openl3", "c", "epoch 1 of 2")
-    assert shown[2] == f"{100 * so_far:.2f}"
+    assert row_of(text, "transformer + openl3", "c", "epoch 2 of 2") == ["–"] * 5
+    header, *_, last = ([*line.split("\t")] for line in (tmp_path / "c/history.tsv").read_text().splitlines())
+    so_far = dict(zip(header, map(float, last)))  # after its last epoch
+    shown = row_of(text.split("validation clips")[1], "transformer + openl3", "c", "epoch 2 of 2")
+    assert shown[2] == f"{100 * so_far['EBF1']:.2f}"
+    losses = row_of(text.split("=== Learning curves")[1], "transformer + openl3", "2", "2")
+    assert losses[0] == f"{so_far['weak']:.4f}" and losses[4] == f"{100 * so_far['CBF1']:.2f}"
 
 
 def test_a_class_name_moves_no_cursor_and_forges_no_row(folders, tmp_path, capsys):
@@ -148,12 +151,19 @@ def test_the_text_has_a_table_for_each_picture(folders, capsys):
 def test_the_page_is_one_file_with_pictures_and_players(folders, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(report, "WORST", 2)
+    plot_errors, drawn = plots.plot_errors, []
+    monkeypatch.setattr(plots, "plot_errors", lambda _, tables: drawn.append(tables) or plot_errors(_, tables))
     report.main([str(folders / "a0"), str(folders / "b"), "--out", str(tmp_path / "sub/r.html")])
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["r.html"]
     text = (tmp_path / "sub/r.html").read_text()
     assert text.count("<img ") == 5 + 2 and text.count("<audio ") == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "<h1>transformer + openl3 against transformer + tce</h1>" in text
+    for truth, *of_systems in map(dict.values, drawn):  # an empty bar fits no true event of its class: 0.2 s, 20 %
+        for onset, offset, label, fits in (event for table in of_systems for event in table):
+            assert fits == any(abs(onset - a) <= 0.2 and abs(offset - b) <= max(0.2, 0.2 * (b - a)) and label == c
+                               for a, b, c, _ in truth)  # fmt: skip
+    assert {fits for _, *of_systems in map(dict.values, drawn) for table in of_systems for *_, fits in table} == {0, 1}
     titles = re.findall(r'<h2 id="part\d">(.*?)</h2>', text)
     printed = text_of(capsys, folders / "a0", folders / "b")
     assert titles == re.findall(r"^=== (.*)$", printed, re.M) and len(titles) == 8
@@ -168,6 +178,13 @@ def test_a_run_that_is_still_training_and_a_lost_data_set_leave_parts_out(folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "read_durations", lambda path: {"gone.wav": 10.0})
         assert "lacks 1 clips that" in text_of(capsys, folders / "b")
+    systems = report.systems_of([report.read_run(folders / name) for name in ("a0", "b")])
+    with pytest.MonkeyPatch.context() as patch:  # clips side by side are the same, seven of eight are others
+        patch.setattr(report, "roc_section", lambda of_runs: [*of_runs])
+        patch.setattr(report, "clips_section", lambda of_runs: [*of_runs])
+        assert report.sections_of(systems, None)[-2:] == [["transformer + openl3", "transformer + tce"]] * 2
+        patch.setattr(report, "read_clips", lambda run, root: setattr(run, "durations", {run.folder.name: 10.0}))
+        assert report.sections_of(systems, None)[-1] == ["transformer + openl3"]
     assert (folders / "b/durations.tsv").read_text() == lengths
 
 

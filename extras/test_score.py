@@ -95,6 +95,7 @@ def test_bad_tables(tmp_path):
 def test_durations(tmp_path):
     path = written(tmp_path, "filename\tduration\na\t4.2\nb\t10\na\t4.2\n")
     assert score.read_durations(path) == {"a": 4.2, "b": 10.0}
+    assert score.read_durations(written(tmp_path, "filename\tduration\na\t86400\n")) == {"a": 86400}  # just a day
     for row in ("a\t0", "a\t-1", "a\tx", "a\tinf", "a\t1_0", "a\t86401", "a\t", "ok\t2"):
         with pytest.raises(InputError, match="line 3"):
             score.read_durations(written(tmp_path, f"filename\tduration\nok\t1\n{row}\n"))
