@@ -81,6 +81,7 @@ def test_what_psds_changes_or_ignores_is_told():
         (lambda: psds(events(*parts)), "merged 1 ground truth events"),
         (lambda: psds(events(*REF), [(1, 2, "A", "x")]), "1 files without duration, where PSDS counts no false .*: x"),
         (lambda: psds(events(*REF), classes="A"), "1 ground truth events outside the class list, ignored by PSDS: B"),
+        (lambda: psds(events(*REF, (8, 9, "B")), classes="A"), "2 ground truth events outside .*ignored by PSDS: B$"),
     ):
         with pytest.warns(UserWarning, match=words) as caught:
             call()

@@ -1,9 +1,11 @@
 """The tour: its cells as a page; and the whole of it, with a tiny network on a few clips"""
 
+import json
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from extras import cells, page, plots, toy
@@ -111,6 +113,8 @@ def test_the_whole_tour(tmp_path, monkeypatch, small):
         return page.Html(f'<img class="picture" alt="{page.escape(alt)}">')
 
     monkeypatch.setattr(page, "picture", picture)
+    grids, plot_grid = [], plots.plot_grid
+    monkeypatch.setattr(plots, "plot_grid", lambda *arguments: grids.append(arguments) or plot_grid(*arguments))
     run("--visual", "openl3", "--epochs", 1, "--batches", 2, "--batch-size", 2, 2, 2)
     out, source = tmp_path / "tour.html", (HERE / "extras/tour.py").read_text(encoding="utf-8")
     assert source.count('"Ytoypubl0073_') == 1  # one of the few clips instead
@@ -134,4 +138,12 @@ def test_the_whole_tour(tmp_path, monkeypatch, small):
         "Dog, 1.00–6.50": ("wrong", "wrong", "right"),
         "Dog, 7.20–8.80": ("wrong", "wrong", "wrong"),
     }
+    [(grid, sizes, limits, chosen, _)] = grids  # what tuning chose is marked: nothing is better
+    assert grid.shape == (len(sizes), len(limits)) and grid[chosen] == np.nanmax(np.append(grid, 0))
+    assert "+0.15 s (collar 0.20); +0.50 s (collar 0.60); 0.85 of it in its class" in text  # 2.85 s of 3.35
+    teacher = re.findall(r'<td class="number">(\d)</td>(?:<td class="number">[\d.]+</td>){4}<td>(1/\d)', text)
+    assert teacher == [(str(t), f"1/{t + 2}") for t in range(8)]
+    scores = json.loads((tmp_path / "runs/toy-transformer-openl3-0/metrics.json").read_text())["by_weight"]["1.0"]
+    [ignored] = re.findall(r"with_video, video ignored</td>(.*?)</tr>", text)
+    assert ignored.count("<td") == 5 and f">{scores['with_video']['PSDS2']:.4f}<" in ignored
     assert by_hand.items() <= {name: tuple(marks) for name, *marks in rows}.items()
