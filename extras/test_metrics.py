@@ -309,6 +309,11 @@ def test_repeated_rows_equal_the_definitions(monkeypatch):
             assert both("psds", truth, [found], {"a": 10.0}, ["A"], **criteria | limits) == score
 
 
+def test_what_touches_nothing_covers_nothing_however_little_is_asked_for():
+    criteria = PSDS1 | {"dtc_threshold": 0.0, "max_efpr": 720.0}  # one false alarm in 10 s is 360 an hour
+    assert both("psds", events((1, 2)), [events((1, 2), (5, 6))], {"a": 10.0}, ["A"], **criteria) == 0.5
+
+
 def test_shares_of_one_operating_point_leave_nothing_at_the_next():
     points = [events((0, 0.2)), events((0, 0.9))]  # 0.2 + (0.9 - 0.2) is less than 0.9
     assert both("psds", events((0, 1)), points, {"a": 10.0}, ["A"], **PSDS1 | {"gtc_threshold": 0.9}) == 1

@@ -197,6 +197,7 @@ def test_a_run_without_public_evaluation_shows_validation(folders, tmp_path, cap
     (tmp_path / "metrics.json").write_text(json.dumps(changed))
     text = text_of(capsys, tmp_path)
     assert "public clips" not in text and row_of(text, "transformer + openl3", "0.25", "validation")
+    assert "public clips" not in text_of(capsys, folders / "b", tmp_path)  # side by side, what both have
     f1 = changed["by_class"]["validation"]["B"]["EBF1"]["F1"]
     assert row_of(text.split("=== Classes")[1], "B")[5] == f"{100 * f1:.1f}"
 

@@ -217,6 +217,8 @@ def test_one_threshold_for_all_classes_is_chosen_on_validation():
     assert same(got["mAUC"], mean_auc(tags["public"], scores["public"]))
     sure = np.array([[0.9, 0.1], [0.1, 0.8]])
     assert tagging.score(*(dict.fromkeys(tags, x) for x in (sure > 0.5, sure)))["threshold"] == 0.5  # many are as good
+    just = {"validation": sure, "public": np.array([[0.9, 0.5], [0.1, 0.8]])}  # what is at the threshold is not above it
+    assert tagging.score(dict.fromkeys(tags, sure > 0.5), just)["F1"] == 1
 
 
 def test_mean_and_deviation():
