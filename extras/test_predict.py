@@ -775,6 +775,30 @@ def test_the_page_in_a_browser(page_of, browser):  # noqa: F811
     lane = np.reshape(browser.value(painted), (-1, width, 4))[lane_top + 3 : lane_top + 32].any(2)  # painted?
     sounding, silent = (lane[:, round(moment / 71 * whole)].sum() for moment in (2.3, 4.2))
     assert sounding > 20 and silent < 6
+    before = lane[:25, : round(1 / 71 * whole)].mean(1)  # nothing sounds: only the dashes of the threshold, 0.5, here
+    assert set(np.flatnonzero(before)) == {14, 15} and 0.3 < before.max() < 0.9
+
+    # a click into the overview or the timeline goes there, keys go to the next event and back by ten seconds
+    def click_at(name, share):
+        box = f"document.getElementById('{name}').getBoundingClientRect()"
+        browser.click(*browser.value(f"(box => [box.x + {share} * box.width, box.y + 5])({box})"))
+        return browser.value("player.currentTime")
+
+    assert click_at("overview", 0.5) == pytest.approx(35.5, abs=0.2)
+    left = browser.value("100 * timeline.scrollLeft / track.clientWidth")
+    assert left > 10 and browser.value("parseFloat(view.style.left)") == pytest.approx(left, abs=0.1)
+    place = "[timeline.getBoundingClientRect().x + 40, timeline.getBoundingClientRect().y + 5]"
+    browser.click(*browser.value(place))
+    wanted = browser.value("(timeline.scrollLeft + 40) / track.clientWidth * 71")
+    assert browser.value("player.currentTime") == pytest.approx(wanted, abs=0.1)
+    browser.press("ArrowLeft", modifiers=8)  # with shift
+    assert browser.value("player.currentTime") == pytest.approx(wanted - 10, abs=0.1)
+    browser.value("player.currentTime = 0")
+    following = {float(row[1]) - 1 for row in rows if float(row[1]) - 1 > 0.05}
+    for moment in sorted(following)[:2]:
+        browser.press("n")
+        assert browser.value("player.currentTime") == pytest.approx(moment, abs=0.01)
+    browser.value("player.currentTime = 0; timeline.scrollLeft = 0")
 
     # a click on an event plays from a second before it, the keys play and move, and the cursor follows
     box = "document.querySelector('.event[data-event=\"0\"]').getBoundingClientRect()"
@@ -826,7 +850,8 @@ def test_the_page_in_a_browser(page_of, browser):  # noqa: F811
     assert browser.value(shown) == len(kept)
     browser.value("document.getElementById('every').click()")
     scores = sorted(event[4] for event in events)
-    least = math.ceil(100 * scores[len(scores) // 2]) / 100
+    least = scores[len(scores) // 2]  # with all digits: what has this score is shown
+    browser.value("document.getElementById('score').step = 'any'")
     browser.value(f"document.getElementById('score').value = {least}")
     browser.value("document.getElementById('score').dispatchEvent(new Event('input'))")
     kept = [event for event in events if event[4] >= least]
