@@ -125,6 +125,7 @@ EACH = "torch.from_numpy(np.concatenate(parts) & (rng.random(sum(map(len, parts)
 HALF = [  # number, a solution that lacks something, what the check says
     (1, SOLUTIONS[1][:1], "event_f1, truth 2 to 5"),
     (1, [(f, old, new.replace("(t_collar", "(0.2")) for f, old, new in SOLUTIONS[1]], "with t_collar 0.05 s"),
+    (3, [SOLUTIONS[3][0], ("avsed.py", "_weights(audio_weight, has", "_weights(1.0, has")], "video changes nothing"),
     (4, SOLUTIONS[4][:1], "the gradient is not that of a consistency weight of 0.01"),
     (6, [(f, old, new.replace("rng.random(", "np.random.random(")) for f, old, new in SOLUTIONS[6]], "made again"),
     (6, [SOLUTIONS[6][0], (*SOLUTIONS[6][2][:2], EACH)], "lost one of its streams and kept another"),

@@ -84,15 +84,27 @@ def test_a_test_clip_under_another_name_is_not_trained_on(tmp_path):
     root = write_tiny(tmp_path / "set")
     weak, public = root / "metadata/train/weak.tsv", root / "metadata/eval/public.tsv"
     names = [table.read_text().splitlines()[1].split("\t")[0] for table in (weak, public)]
+    second, validation = weak.read_text().splitlines()[2].split("\t")[0], root / "metadata/validation/validation.tsv"
     for table, folder, old, new in (
         (weak, "train/weak", names[0], "Yabcdefghijk_30.000_40.000.wav"),
         (public, "eval/public", names[1], "abcdefghijk_30_40.wav"),
+        (weak, "train/weak", second, "Ylmnopqrstuv_0.000_10.000.wav"),
+        (validation, "validation", "v2.wav", "lmnopqrstuv_0_10.wav"),
     ):
         table.write_text(table.read_text().replace(old, new))
         (root / "audio" / folder / old).rename(root / "audio" / folder / new)
     _, parts = load(root, None)
     assert "abcdefghijk_30_40.wav" in parts["public"].filenames
-    assert len(parts["training"].filenames) == 7 and not any("abcdefgh" in f for f in parts["training"].filenames)
+    assert len(parts["training"].filenames) == 6
+    assert not any("abcdefgh" in f or "lmnopqrs" in f for f in parts["training"].filenames)
+
+
+def test_vectors_stay_with_their_clip(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones(3))
+    for paths in ([None, path], [path, None]):  # the same file, of another clip
+        rows = tagging.gather("x", paths, np.load, tmp_path / "cache", quiet)
+        assert rows.tolist() == [[0.0 if of is None else 1.0] * 3 for of in paths]
 
 
 def test_what_bad_input_gets(tmp_path):
@@ -217,7 +229,7 @@ def test_one_threshold_for_all_classes_is_chosen_on_validation():
     assert same(got["mAUC"], mean_auc(tags["public"], scores["public"]))
     sure = np.array([[0.9, 0.1], [0.1, 0.8]])
     assert tagging.score(*(dict.fromkeys(tags, x) for x in (sure > 0.5, sure)))["threshold"] == 0.5  # many are as good
-    just = {"validation": sure, "public": np.array([[0.9, 0.5], [0.1, 0.8]])}  # what is at the threshold is not above it
+    just = {"validation": sure, "public": np.array([[0.9, 0.5], [0.1, 0.8]])}  # what is at the threshold is not above
     assert tagging.score(dict.fromkeys(tags, sure > 0.5), just)["F1"] == 1
 
 
