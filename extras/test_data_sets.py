@@ -249,10 +249,14 @@ def test_what_lies_behind_ten_seconds_or_the_sound_is_counted(tmp_path):
                           "v1.wav\t10.5\t11\tCat", "v1.wav\t0\t2.1\tDog", "v1.wav\t1\t2.3\tDog", "v1.wav\t4\t5\tCat",
                           "v2.wav"]  # fmt: skip
     root = write_tiny(tmp_path, rows, streams=())
-    write_wav(root / "audio/validation/v0.wav", 0.1 * np.random.default_rng(0).standard_normal(12 * 16000))
+    sound = 0.1 * np.random.default_rng(0).standard_normal(12 * 16000)
+    sound[-1] = 1.0  # the peak of the file is not heard, and counts
+    write_wav(root / "audio/validation/v0.wav", sound, subtype="FLOAT")
     write_wav(root / "audio/validation/v2.wav", np.ones(160050))  # a few samples more are no long clip
     write_wav(root / "audio/train/weak/w2.wav", np.ones(170000))
-    _, printed = loaded(root)
+    data, printed = loaded(root)
+    assert data.partitions["validation"].durations.tolist() == [12, 2, 160050 / 16000]
+    assert np.allclose(data.partitions["validation"].log_mel[0], features.log_mel(sound[:160000]), atol=1e-4)
     assert re.search("validation +1 last over 10 s, the rest is not heard; 2 of 8 events begin or end there", printed)
     assert re.search("validation +3 of 8 events begin or end behind their sound's end", printed)
     assert re.search("weak +1 last over 10 s, the rest is not heard\n", printed)

@@ -172,6 +172,45 @@ def test_cache_is_reused_and_rebuilt(tmp_path, monkeypatch):
     assert (load().mel_statistics[1] == 100).all() and not decoded
 
 
+def test_a_fingerprint_tells_name_size_and_time_of_change(tmp_path):
+    def of(name="a.wav", content=b"1", seconds=10**9):
+        path = tmp_path / name
+        path.write_bytes(content)
+        os.utime(path, (seconds, seconds))
+        return plumbing.fingerprint([path], "recipe")
+
+    assert len({of(), of(name="b.wav"), of(content=b"22"), of(seconds=10**9 + 1)}) == 4 and of() == of()
+
+
+def test_clips_that_change_places_in_their_table_keep_what_is_theirs(tmp_path):
+    """v1 has no video, so of the vectors the same files stand there in the same order"""
+    root = write_tiny(tmp_path / "set")
+    table = root / "metadata/validation/validation.tsv"
+    head, v0, v1, *more = table.read_text().splitlines()
+    for rows, present in (([v0, v1], [True, False, True, True]), ([v1, v0], [False, True, True, True])):
+        table.write_text("\n".join([head, *rows, *more]))
+        part = features.load_dataset(root, ["openl3"], log=quiet).partitions["validation"]
+        _, parts = tagging.load_tagging(root, features.load_audio, "openl3", np.copy, tmp_path / "c", log=quiet)
+        tagged = parts["validation"]
+        assert part.present["openl3"].tolist() == tagged.present.tolist() == present
+        for i, name in enumerate(part.filenames):
+            sound = features.load_audio(root / "audio/validation" / name)
+            assert np.array_equal(part.log_mel[i], features.log_mel(sound)) and np.array_equal(tagged.audio[i], sound)
+            if present[i]:
+                vectors = np.load(root / f"visual/openl3/{name[:-4]}.npy")
+                assert (part.visual["openl3"][i] == vectors).all() and (tagged.video[i] == vectors).all()
+
+
+def test_streams_do_not_drive_each_other_out_of_the_cache(tmp_path):
+    root = write_tiny(tmp_path, streams=("openl3", "tce"))
+
+    def load(*streams):
+        features.load_dataset(root, streams, log=quiet)
+        return {path.name for path in (root / "cache").iterdir()}
+
+    assert load("openl3") < load("openl3", "tce") < load("tce")  # the statistics of each choice stay
+
+
 def test_cache_appears_only_when_complete(tmp_path, monkeypatch):
     root, original = write_tiny(tmp_path), features.read_mono
 

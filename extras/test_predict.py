@@ -178,6 +178,8 @@ def test_log_mel_is_kept_as_loud_as_the_recording(tmp_path):
     assert log_mel.shape[1] == 64 and np.allclose(loud - quiet, math.log(10), atol=0.1)
     one = features.log_mel(sound[:160000].astype(np.float32))[:500].numpy()
     assert np.abs(log_mel[:256] - one[:256]).max() < 0.02  # float16
+    last = features.log_mel(np.pad(sound[6 * 80128 :], (0, 768)).astype(np.float32)).numpy()  # ends in 768 of silence
+    assert len(log_mel) == 8 * 256 and np.abs(log_mel[-256:-5] - last[256:-5]).max() < 0.02
 
 
 def test_long_recordings_take_no_more_memory(tmp_path):
@@ -229,8 +231,13 @@ def test_each_window_sees_its_own_part_of_the_video(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "has_picture", lambda path: True)
     trained = loaded(tmp_path / "model.pt", ("openl3", "tce"))
     path = noise_at(tmp_path / "a.wav", 20, (1, 15))
+    monkeypatch.setattr(predict, "WINDOW_BATCH", 2)  # the third window is in another batch
+    asked.clear()
     heard = predict.hear(trained, path, {"openl3": 6, "tce": 5}, {})
     assert heard.windows == 3 and heard.with_video == {"openl3": 2, "tce": 2}
+    assert sorted(asked) == [(0.0, 10), (5.008, 10), (10.016, 10)]
+    assert heard.first.filenames == [path] and (heard.first.visual["openl3"] == 0).all()  # the picture at 0 s
+    assert np.array_equal(heard.first.log_mel[0], features.log_mel(features.load_audio(path)))
 
 
 @pytest.mark.parametrize("base", ("transformer", "conformer"))
@@ -516,6 +523,15 @@ def test_scores_are_mean_probabilities_and_thresholds_can_be_given(tmp_path):
     heard.frame_scores[:] += 0.01
     low = predict.events_of(listener(), "a.wav", heard, threshold=0.0)
     assert low == [("a.wav", 0.0, 7.0, "Sound", round(float(scores[:45].mean()), 3))]
+
+
+def test_each_class_has_its_own_threshold_and_window():
+    scores = np.zeros((64, 3), np.float32)
+    scores[10] = 0.6  # one frame, which a median filter over three takes away
+    heard = predict.Heard(scores, 10.0, None, 1, {}, None)
+    data = features.DataSet(["A", "B", "C"], {}, None, {})
+    trained = predict.Trained(None, data, 1.0, np.array([0.5, 0.5, 0.7]), np.array([3, 1, 1]), CPU)
+    assert predict.events_of(trained, "a.wav", heard) == [("a.wav", 1.565, 1.7215, "B", 0.6)]
 
 
 def test_formats_by_hand(tmp_path, capsys, monkeypatch):

@@ -94,9 +94,11 @@ def test_a_test_clip_under_another_name_is_not_trained_on(tmp_path):
         table.write_text(table.read_text().replace(old, new))
         (root / "audio" / folder / old).rename(root / "audio" / folder / new)
     _, parts = load(root, None)
+    train = parts["training"]
     assert "abcdefghijk_30_40.wav" in parts["public"].filenames
-    assert len(parts["training"].filenames) == 6
-    assert not any("abcdefgh" in f or "lmnopqrs" in f for f in parts["training"].filenames)
+    assert len(train.filenames) == 6 and not any("abcdefgh" in f or "lmnopqrs" in f for f in train.filenames)
+    sounds = [next((root / "audio/train").rglob(f)) for f in train.filenames]
+    assert np.array_equal(train.audio, [loudness(path) for path in sounds])  # those that follow keep their own
 
 
 def test_vectors_stay_with_their_clip(tmp_path):
