@@ -86,7 +86,7 @@ def test_bf16_is_for_devices_that_compute_it(monkeypatch):
     for says in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: says, raising=False)
         assert cpu.computes_bf16(torch.device("cpu")) is says
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if says else (7, 5))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if says else (7, 5))
         assert cpu.computes_bf16(torch.device("cuda")) is says
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # of an older torch nothing is known
     assert not cpu.computes_bf16(torch.device("cpu")) and not cpu.computes_bf16(torch.device("mps"))

@@ -30,11 +30,16 @@ def test_ranks_share_the_batch_of_one_process(monkeypatch, capsys):
         assert torch.equal(share.present["tce"], whole.present["tce"][rank::2])
         assert torch.equal(share.strong_targets, whole.strong_targets[rank::2])
         assert torch.equal(share.weak_targets, whole.weak_targets[rank::2])
+
+    def command(*flags):
+        parallel.main(list(flags))
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert "is started by torchrun; with one process, use python train.py" in refused(capsys, command=command)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "RANKS", 2)
-    assert "--batch-size 4 3 2: no equal shares for 2 ranks" in refused(
-        capsys, *"--batch-size 4 3 2".split(), command=lambda *flags: parallel.main(list(flags))
-    )
+    flags = "--batch-size 4 3 2".split()
+    assert "--batch-size 4 3 2: no equal shares for 2 ranks" in refused(capsys, *flags, command=command)
 
 
 STEADY = """

@@ -83,6 +83,7 @@ def test_a_wav_file_is_read_beyond_what_its_header_says(tmp_path):
         wav(content, part),
         wav(content, 0, 0),  # the recorder did not come to write it
         wav(content, 0, 36, before=tags),
+        wav(content, 0, 36, before=b"LIST" + struct.pack("<I", 5) + b"INFOx\0"),  # an odd size: a byte to fill up
         wav(content, 0xFFFFFFFF, 0xFFFFFFFF),  # written to a pipe
         wav(content, 0x7FFFF000, 0x7FFFF024),
         wav(content, whole, after=b"junk" * 100),
@@ -377,6 +378,11 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     for read in (runs.load, features.read_visual):
         with pytest.raises(PermissionError):
             read(tmp_path / "x")
+
+
+def test_times_of_a_clock():
+    seconds = 0, 59.4, 59.5, 3599.4, 3599.5, 3661
+    assert [plumbing.clock(x) for x in seconds] == ["0:00", "0:59", "1:00", "59:59", "1:00:00", "1:01:01"]
 
 
 def test_progress_shows_the_time_left(monkeypatch, capsys):

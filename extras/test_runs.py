@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from extras import runs
 from extras.plumbing import InputError
 from extras.test_bad_input import refused
 from test_avsed import CPU, HERE, LAYOUT, SHORT, quiet, run, same_weights, small, tiny_config, training_statistics  # noqa: F401
-from test_avsed import weights_of, write_tiny
+from test_avsed import scored_data, weights_of, write_tiny
 
 
 DIES = """
@@ -226,7 +228,8 @@ def test_a_finished_run_must_have_all_scores(tmp_path):
         parts = {"validation": scores, "public": kept}
         torch.save(report | {"scores": parts, "by_weight": {"1.0": parts}}, tmp_path / "model.pt")
         if name is None:
-            finished = runs.finished_report(tmp_path, config, data, train.SCORES)
+            moved = replace(config, data="elsewhere")
+            finished = runs.finished_report(tmp_path, moved, data, train.SCORES)
             assert train.row(config, finished).split()[-5:] == ["40.00", "30.00", "-", "0.2000", "0.1000"]
         else:
             with pytest.raises(InputError, match="model.pt: its scores are damaged"):
@@ -243,3 +246,69 @@ def test_history_has_a_row_for_each_epoch_and_no_other(tmp_path):
     for number, loss in ((1, 0.5), (2, 0.25), (3, 0.125), (2, 1 / 3)):  # killed before epoch 3 was kept, and resumed
         runs.add_row(path, number, {"epoch": number, "loss": loss})
     assert path.read_text() == "epoch\tloss\n1\t0.5\n2\t0.333333\n"
+
+
+def test_a_row_has_the_losses_by_name_and_the_epochs_own_seconds(tmp_path, monkeypatch):
+    data, now = scored_data()[0], [100.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.RAdam(network.parameters(), lr=1e-3)
+    keep = runs.keeper(tmp_path, tiny_config(""), data)
+    for epoch, seconds, rate in ((1, 7, 1e-3), (2, 5, 1e-4)):
+        now[0] += seconds
+        optimizer.param_groups[0]["lr"] = rate
+        keep(epoch, network, network, optimizer, [1.0, 2.0, 3.0, 4.0], {"EBF1": 0.5})
+    columns, rows = history_of(tmp_path)
+    assert columns[:4] == ["epoch", "iteration", "weak", "strong"]  # in the order of training_step's losses
+    assert rows == [["1", "2", *"1234", "0.001", "7", "0.5"], ["2", "4", *"1234", "0.0001", "5", "0.5"]]
+
+
+def test_the_log_of_an_epoch_by_hand(monkeypatch):
+    """Of a run that goes on after its first of three epochs, with two iterations each, which take ten seconds"""
+    now, lines, kept = [0.0], [], []
+
+    def step(student, teacher, optimizer, batch, config, t):
+        now[0] += 10
+        return torch.tensor([float(t), 10.0 * t, 1.0, 2.0 if t < 5 else math.nan])  # weak, strong, consistencies
+
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train, "training_batch", lambda *_: None)
+    monkeypatch.setattr(train, "training_step", step)
+    monkeypatch.setattr(train, "validate", lambda *_: ({"EBF1": 0.5, "PSDS1": 0.25}, 0.875))
+    clips, network = SimpleNamespace(share=(0, 1), device=CPU), torch.nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="iteration 5: weak 5, strong 50"):
+        config = tiny_config("", epochs=3)
+        train.train(config, None, clips, network, None, None, lines.append, 1, lambda *epoch: kept.append(epoch))
+    assert lines == [
+        "epoch   2/3 | strong 25.0000 | weak 2.5000 | consistency 3.0000 | lr 1.0e-03 | 10000 ms | 0:20 left",
+        "valid   2/3 | EBF1 50.00 | PSDS1 0.2500 | acoustic weight 0.875",
+    ]
+    assert [(epoch, losses) for epoch, *_, losses, _ in kept] == [(2, [2.5, 25, 1, 2])]
+
+
+def test_other_clips_labels_or_videos_are_other_data():
+    def of(**changes):
+        data = scored_data()[0]
+        public = data.partitions["public"]
+        for name, value in changes.items():
+            setattr(public, name, value)
+        return runs.description(tiny_config(""), data)["data"]
+
+    public = scored_data()[0].partitions["public"]
+    others = dict(filenames=public.filenames[::-1]), dict(events=public.events[1:]), dict(tags=~public.tags)
+    seen = dict(present={"openl3": ~public.present["openl3"]})
+    assert len({of(), *(of(**changes) for changes in (*others, seen))}) == 5 and of() == of()
+
+
+def test_scores_end_with_the_clip_and_not_a_frame_later(tmp_path):
+    times = 0.1565 * np.arange(65)
+    runs.write_scores(tmp_path, ["a.wav"], ["A"], np.ones((1, 64, 1)), 0.1565, [times[4]])
+    rows = [line.split("\t")[:2] for line in (tmp_path / "a.tsv").read_text().splitlines()[1:]]
+    assert [[float(x) for x in row] for row in rows] == [[a, b] for a, b in zip(times[:4], times[1:5])]
+
+
+def test_a_row_is_of_public_evaluation():
+    scores = {name: dict.fromkeys(train.SCORES, value) for name, value in (("validation", 0.1), ("public", 0.2))}
+    heading, row = train.row(tiny_config(""), {"infer_weight": 0.75, "scores": scores}).split("\n")
+    assert row.split() == ["transformer", "+", "openl3", "0.75", "0.25", "20.00", "20.00", "20.00", "0.2000", "0.2000"]
+    assert heading.split()[1:] == [*train.SCORES]
