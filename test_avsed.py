@@ -247,6 +247,8 @@ def test_parameter_counts_of_the_model_and_its_blocks(base, streams, whole, enco
     model = MultiEncoder(10, {name: DIMS[name] for name in streams}, base)
     encoders = [model.audio_encoder, *model.visual_encoders]
     assert count(model) == whole and count(model.cnn) == 541152
+    kept = {name.rpartition(".")[2] for name in model.state_dict().keys() - dict(model.named_parameters())}
+    assert kept == {"running_mean", "running_var", "num_batches_tracked"}  # nothing else is in a model.pt
     assert [count(block) for encoder in encoders for block in encoder.blocks] == [encoder_block] * 3 * len(encoders)
     assert [count(block) for block in model.decoder.blocks] == [decoder_block] * 3
     channels = [16, 32, 64, 128, 128, 128, 128]  # Table 3

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 import avsed
+import features
 import train
 from extras import learned_weights, toy
 from extras.learned_weights import LEARNED, LearnedWeights
+from extras.plumbing import InputError
 from extras.test_bad_input import refused
-from test_avsed import small, write_tiny  # noqa: F401
+from test_avsed import CPU, made_up, scored_data, small, write_tiny  # noqa: F401
 
 
 def command(*flags):
@@ -63,6 +65,55 @@ def test_a_run_from_the_first_batch_to_the_scores(tmp_path, small, capsys):  # n
     assert "weigher.worth.1.weight" in started
     assert "neither --train-weight" in refused(capsys, *"--visual openl3 --train-weight 0.5".split(), command=command)
     assert "give --visual" in refused(capsys, "--data", root, command=command)
+
+
+def test_the_acoustic_weight_of_each_clip_by_hand(small):  # noqa: F811
+    network, rng = LearnedWeights(2, {"openl3": 7}), np.random.default_rng(0)
+    for worth, bias in zip(network.weigh.worth, (0.0, np.log(3.0))):  # video is worth three times as much
+        torch.nn.init.zeros_(worth.weight), torch.nn.init.constant_(worth.bias, bias)
+    part = features.Partition("public", None, 3, ["a.wav", "b.wav", "c.wav"])
+    part.log_mel = rng.standard_normal((3, 512, 64)).astype(np.float32)
+    part.visual = {"openl3": rng.standard_normal((3, 64, 7)).astype(np.float32)}
+    part.present = {"openl3": np.array([True, False, True])}
+    units = {name: (np.zeros(n, np.float32), np.ones(n, np.float32)) for name, n in (("mel", 64), ("openl3", 7))}
+    data = features.DataSet(["A", "B"], {}, units.pop("mel"), units)
+    weights = learned_weights.acoustic_weights(network, data, part, CPU)
+    assert np.allclose(weights, [0.25, 1, 0.25])
+
+
+def test_scores_by_class_are_those_with_learned_weights(monkeypatch, small):  # noqa: F811
+    data, scores = scored_data()
+    part = data.partitions["validation"]
+    scores["validation", LEARNED] = frame, clip = scores["validation", 0.25]
+    monkeypatch.setattr(train, "predict", made_up(scores))
+    choice = learned_weights.choose(None, data, CPU)
+    tuned = train.tune_each_score(part, data.classes, frame, clip)
+    assert choice.audio_weight == LEARNED and [*choice.tuned] == [*choice.scores] == [1.0, LEARNED]
+    assert choice.by_class == train.evaluate_by_class(part, data.classes, frame, tuned)
+    assert choice.scores[LEARNED] == train.evaluate(part, data.classes, frame, clip, tuned) != choice.scores[1.0]
+
+
+def test_which_clips_the_printed_weights_are_of(monkeypatch):
+    data, lines = scored_data()[0], []
+    part, student = data.partitions["public"], avsed.MultiEncoder(2, {"openl3": 7})
+    part.visual, part.present["openl3"] = {"openl3": None}, np.arange(8) < 4  # four clips have video
+    seen = part.tags.copy()
+    seen[0, 1] ^= True  # one class of the first clip is off screen, or silent
+    monkeypatch.setattr(learned_weights, "classes_on_screen", lambda vectors: seen)
+    monkeypatch.setattr(learned_weights, "acoustic_weights", lambda *_: np.array([0.05, 0.15, 0.25, 0.35, 1, 1, 1, 1]))
+    learned_weights.describe_weights(student, data, CPU, lines.append, True)
+    assert [line.split("|")[0].split()[-2:] for line in lines[1:]] == [["4", "0.200"], ["3", "0.250"], ["1", "0.050"]]
+    assert lines[2].split("|")[1].split() == [*"0111000000"]
+
+
+def test_a_run_without_a_folder_gets_one_of_its_own(monkeypatch, capsys):
+    def stop(folder, resume):
+        raise InputError(f"{folder}: here")
+
+    monkeypatch.setattr(learned_weights.runs, "never_overwrite", stop)
+    said = refused(capsys, "--visual", "openl3", command=command)
+    assert "runs/toy-transformer-openl3-0-learned: here" in said
+    assert "own: here" in refused(capsys, "--visual", "openl3", "--out", "own", command=command)
 
 
 def test_the_toy_set_tells_what_is_on_screen():

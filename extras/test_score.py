@@ -45,6 +45,7 @@ def test_tables_as_they_are(tmp_path):
     other = "x\toffset\tevent_label\tfilename\tonset\n1\t2.5\tDog\ta.wav\t1.5\n"
     assert events_of(written(tmp_path, other)) == [("a.wav", 1.5, 2.5, "Dog")]
     assert events_of(written(tmp_path, HEAD)) == []
+    assert events_of(written(tmp_path, HEAD + "a\t86399\t86400\tA\n")) == [("a", 86399, 86400, "A")]  # of a day
     elsewhere = written(tmp_path, HEAD + "audio/a.wav\t1\t2\tDog\n../b.wav\t3\t3\tDog\n")
     assert events_of(elsewhere) == [("audio/a.wav", 1.0, 2.0, "Dog"), ("../b.wav", 3.0, 3.0, "Dog")]
     for row in ("audio/a.wav\t1\t2\tDog", "a.wav\t3\t3\tDog"):  # neither belongs into the lists of a data set
@@ -69,6 +70,7 @@ def test_events_survive_writing(tmp_path):
         ("a.wav\tx\t2\tA", "x"),
         ("a.wav\t1\tnan\tA", "nan"),
         ("a.wav\t1\tinf\tA", "inf"),
+        ("a.wav\t1\t86401\tA", "86401"),
         ("a.wav\t1\t\tA", "''"),
         ("a.wav\t1\t2\t", "label"),
         ("\t1\t2\tA", "name"),
@@ -93,9 +95,8 @@ def test_bad_tables(tmp_path):
 
 
 def test_durations(tmp_path):
-    path = written(tmp_path, "filename\tduration\na\t4.2\nb\t10\na\t4.2\n")
-    assert score.read_durations(path) == {"a": 4.2, "b": 10.0}
-    assert score.read_durations(written(tmp_path, "filename\tduration\na\t86400\n")) == {"a": 86400}  # just a day
+    path = written(tmp_path, "filename\tduration\na\t4.2\nb\t86400\na\t4.2\n")
+    assert score.read_durations(path) == {"a": 4.2, "b": 86400.0}  # up to a day
     for row in ("a\t0", "a\t-1", "a\tx", "a\tinf", "a\t1_0", "a\t86401", "a\t", "ok\t2"):
         with pytest.raises(InputError, match="line 3"):
             score.read_durations(written(tmp_path, f"filename\tduration\nok\t1\n{row}\n"))

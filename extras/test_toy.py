@@ -91,6 +91,29 @@ def test_the_last_vector_of_a_short_clip_is_repeated():
     assert (vectors[last:] == vectors[last]).all() and (vectors[last] != vectors[last - 1]).any()
 
 
+def test_events_are_where_a_clip_is_loud():
+    alone = 0
+    for seed in range(20):
+        sound, events = toy.make_clip(np.random.default_rng(seed), 5, False)
+        assert sound.shape == (80000,) and np.abs(sound).max() < 1 and events == sorted(events)
+        assert all(0.2 <= onset <= offset - 0.25 < offset <= 5 for onset, offset, _ in events)
+        if len(events) == 1:
+            (onset, offset, _), alone = events[0], alone + 1
+            inside = slice(round(onset * 16000), round(offset * 16000))
+            assert np.mean(sound[inside] ** 2) > 2 * np.mean(np.delete(sound, inside) ** 2)
+    assert alone > 1
+
+
+def test_a_class_is_seen_while_it_sounds(monkeypatch):
+    monkeypatch.setattr(toy, "OFF_SCREEN", 0)
+    monkeypatch.setattr(toy, "SILENT", 0)
+    for seed in range(4):
+        vectors = toy.make_vectors(np.random.default_rng(seed), [(4.0, 8.0, "Cat")], 10, 128)
+        cat = (vectors.astype(float) @ np.linalg.pinv(toy.visual_basis(128)))[:, list(toy.SOUNDS).index("Cat")]
+        moments = np.flatnonzero(cat > 0.3) * 10 / 64
+        assert 3 < moments.min() < 4.5 and 7.5 < moments.max() < 9  # to about a second
+
+
 def test_the_folder_appears_only_when_complete(tmp_path, monkeypatch):
     def no_room(*args, **kwargs):
         raise OSError("disk full")
