@@ -377,6 +377,13 @@ def test_a_file_of_a_stream_is_of_one_clip(tmp_path, monkeypatch):
     plumbing.check_stems(twice, {"Yaaaaaaaaaaa_0.000_10.000": "x.npy"}, features.recording)
 
 
+def test_a_file_of_a_stream_is_of_one_test_clip(tmp_path):
+    rows = tiny_rows()
+    rows["validation"], rows["public"] = rows["validation"] + ["same.wav"], rows["public"] + ["same.wav"]
+    with pytest.raises(InputError, match=r"validation/same\.wav and .*public/same\.wav: two clips, but one .*same\.npy"):
+        loaded(write_tiny(tmp_path / "set", rows), ["openl3"])
+
+
 def test_a_test_clip_is_not_trained_on(tmp_path):
     rows = tiny_rows()
     rows["strong"] += ["p1.wav\t0\t1\tDog"]

@@ -1,9 +1,11 @@
 """Tests of what every command shares: errors, files, the cache, the device"""
 
+import argparse
 import errno
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -378,6 +380,38 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     for read in (runs.load, features.read_visual):
         with pytest.raises(PermissionError):
             read(tmp_path / "x")
+
+
+def test_a_second_less_than_promised_is_no_cut():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plumbing.warn_if_short("a.wav", 9.0, 10.0)
+    with pytest.warns(UserWarning, match="a.wav: its sound ends after 0:09, its header says 0:10"):
+        plumbing.warn_if_short("a.wav", 8.9, 10.0)
+
+
+def test_rates_from_1_to_400_khz_are_read(tmp_path):
+    for rate in (1000, 400_000):
+        write_wav(tmp_path / "a.wav", np.ones(rate // 10), rate)
+        assert features.read_mono(tmp_path / "a.wav")[2] == 1600
+    for rate in (999, 400_001):
+        write_wav(tmp_path / "a.wav", np.ones(100), rate)
+        with pytest.raises(InputError, match=f"{rate} samples per second, not 1000 to 400000"):
+            features.read_mono(tmp_path / "a.wav")
+
+
+def test_flags_take_what_they_say_and_no_more():
+    takes = (
+        (plumbing.seed, ("0", "9223372036854775807"), ("9223372036854775808", "-1", "1.0", "²")),
+        (plumbing.fraction, ("0", "1", "0.5"), ("-0.1", "1.001", "nan", "0_1", "")),
+        (plumbing.positive, ("1", "12"), ("0", "-1", "1.5", "")),
+        (plumbing.number_or("auto", 0.25, 1), ("auto", "0.25", "1"), ("0.2", "1.1", "nan", "random")),
+    )
+    for parse, good, bad in takes:
+        assert [str(parse(text)) for text in good] == [str(float(x)) if "." in str(parse(x)) else x for x in good]
+        for text in bad:
+            with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+                parse(text)
 
 
 def test_times_of_a_clock():

@@ -179,6 +179,8 @@ def test_log_mel_is_kept_as_loud_as_the_recording(tmp_path):
     one = features.log_mel(sound[:160000].astype(np.float32))[:500].numpy()
     assert np.abs(log_mel[:256] - one[:256]).max() < 0.02  # float16
     last = features.log_mel(np.pad(sound[6 * 80128 :], (0, 768)).astype(np.float32)).numpy()  # ends in 768 of silence
+    silent = predict.hear(listener(), noise_at(tmp_path / "b.wav", 1), {}, {}, keep_log_mel=True).log_mel
+    assert np.allclose(silent.astype(float), math.log(1e-5), atol=0.01)
     assert len(log_mel) == 8 * 256 and np.abs(log_mel[-256:-5] - last[256:-5]).max() < 0.02
 
 
@@ -215,7 +217,7 @@ def test_without_video_the_model_only_listens(tmp_path):
 
 
 def test_each_window_sees_its_own_part_of_the_video(tmp_path, monkeypatch):
-    asked = []
+    asked, shown = [], []
 
     def read_frames(path, start, seconds):
         asked.append((start, seconds))
@@ -232,8 +234,10 @@ def test_each_window_sees_its_own_part_of_the_video(tmp_path, monkeypatch):
     trained = loaded(tmp_path / "model.pt", ("openl3", "tce"))
     path = noise_at(tmp_path / "a.wav", 20, (1, 15))
     monkeypatch.setattr(predict, "WINDOW_BATCH", 2)  # the third window is in another batch
-    asked.clear()
-    heard = predict.hear(trained, path, {"openl3": 6, "tce": 5}, {})
+    asked.clear(), shown.clear()
+    networks = {"openl3": 6, "tce": 5}
+    heard = predict.hear(trained, path, networks, {}, show_progress=lambda _, n, total, *__: shown.append((n, total)))
+    assert shown == [(2, 3), (3, 3)]
     assert heard.windows == 3 and heard.with_video == {"openl3": 2, "tce": 2}
     assert sorted(asked) == [(0.0, 10), (5.008, 10), (10.016, 10)]
     assert heard.first.filenames == [path] and (heard.first.visual["openl3"] == 0).all()  # the picture at 0 s
@@ -514,24 +518,27 @@ def hears_two(tmp_path, monkeypatch):
 def test_scores_are_mean_probabilities_and_thresholds_can_be_given(tmp_path):
     scores = np.zeros((64, 1), np.float32)
     scores[10:20, 0], scores[40:, 0] = np.linspace(0.55, 0.64, 10), 0.9
-    heard = predict.Heard(scores, 7.0, None, 1, {}, None)  # the last event ends within frame 44
-    names = [("a.wav", 1.565, 3.13, "Sound", 0.595), ("a.wav", 6.26, 7.0, "Sound", 0.9)]
+    scores[44] = 0.8
+    heard = predict.Heard(scores, 6.9, None, 1, {}, None)  # the last event ends within frame 44, which counts
+    names = [("a.wav", 1.565, 3.13, "Sound", 0.595), ("a.wav", 6.26, 6.9, "Sound", 0.88)]
     assert predict.events_of(listener(), "a.wav", heard) == names
     assert predict.events_of(listener(), "a.wav", heard, threshold=0.7) == names[1:]
     assert predict.events_of(listener(), "a.wav", heard, min_score=0.596) == names[1:]
     assert predict.events_of(listener(), "a.wav", heard, min_score=0.595) == names
     heard.frame_scores[:] += 0.01
     low = predict.events_of(listener(), "a.wav", heard, threshold=0.0)
-    assert low == [("a.wav", 0.0, 7.0, "Sound", round(float(scores[:45].mean()), 3))]
+    assert low == [("a.wav", 0.0, 6.9, "Sound", round(float(scores[:45].mean()), 3))]
 
 
 def test_each_class_has_its_own_threshold_and_window():
     scores = np.zeros((64, 3), np.float32)
     scores[10] = 0.6  # one frame, which a median filter over three takes away
+    scores[32:40, 0] = 0.9
     heard = predict.Heard(scores, 10.0, None, 1, {}, None)
     data = features.DataSet(["A", "B", "C"], {}, None, {})
     trained = predict.Trained(None, data, 1.0, np.array([0.5, 0.5, 0.7]), np.array([3, 1, 1]), CPU)
-    assert predict.events_of(trained, "a.wav", heard) == [("a.wav", 1.565, 1.7215, "B", 0.6)]
+    found = predict.events_of(trained, "a.wav", heard)  # by onset, not by class
+    assert found == [("a.wav", 1.565, 1.7215, "B", 0.6), ("a.wav", 5.008, 6.26, "A", 0.9)]
 
 
 def test_formats_by_hand(tmp_path, capsys, monkeypatch):
@@ -649,6 +656,8 @@ def test_an_interrupted_call_goes_on(tmp_path, capsys, monkeypatch):
     os.utime(files[1], ns=(1, 1))
     assert done_anew("--scores") == ["a.wav", "b.wav", "c.wav"] and done_anew("--scores") == [] and done_anew() == []
     assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]  # what is there has another threshold
+    assert done_anew("--threshold", "1", "--min-score", "0.5") == ["a.wav", "b.wav", "c.wav"]
+    assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]
     assert done_anew("--threshold", "1") == [] and (out / "a.wav.tsv").read_text() == HEADER
     torch.save(torch.load(model, weights_only=True) | {"infer_weight": 0.75}, model)
     assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]

@@ -307,6 +307,15 @@ def test_scores_end_with_the_clip_and_not_a_frame_later(tmp_path):
     assert [[float(x) for x in row] for row in rows] == [[a, b] for a, b in zip(times[:4], times[1:5])]
 
 
+def test_a_run_has_a_folder_of_its_own_by_default():
+    for flags, folder in (
+        ("--seed 3", "runs/toy-transformer-audio-3"),
+        ("--data data/set --visual a b --base conformer", "runs/set-conformer-a-b-0"),
+        ("--out x/y --visual a", "x/y"),
+    ):
+        assert str(train.config_of(train.parse_arguments(flags.split()))[1]) == folder
+
+
 def test_a_row_is_of_public_evaluation():
     scores = {name: dict.fromkeys(train.SCORES, value) for name, value in (("validation", 0.1), ("public", 0.2))}
     heading, row = train.row(tiny_config(""), {"infer_weight": 0.75, "scores": scores}).split("\n")
