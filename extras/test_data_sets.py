@@ -377,6 +377,13 @@ def test_a_file_of_a_stream_is_of_one_clip(tmp_path, monkeypatch):
     plumbing.check_stems(twice, {"Yaaaaaaaaaaa_0.000_10.000": "x.npy"}, features.recording)
 
 
+def test_a_folder_without_a_list_is_read_in_the_order_of_names(tmp_path, monkeypatch):
+    on_disk = {name: tmp_path / name for name in ("b.wav", "a.flac", "c.txt", "a.wav")}  # as the disk has them
+    monkeypatch.setattr(plumbing, "files_in", lambda folder: on_disk)
+    paths, *_ = features.read_lists("unlabelled", [(None, tmp_path)])
+    assert [*paths.items()] == [(name, tmp_path / name) for name in ("a.flac", "a.wav", "b.wav")]
+
+
 def test_a_file_of_a_stream_is_of_one_test_clip(tmp_path):
     rows = tiny_rows()
     rows["validation"], rows["public"] = rows["validation"] + ["same.wav"], rows["public"] + ["same.wav"]
