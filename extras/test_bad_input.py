@@ -69,7 +69,9 @@ def test_bad_flags_get_code_2(capsys):
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             run(*flags.split())
-        assert stop.value.code == 2 and "error: " in capsys.readouterr().err, flags
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and "error: " in said, flags
+        assert "--visual x x" not in flags or "--visual takes different names" in said
     for command, flags in ((train, []), (tables, ["5"]), (benchmark, ["train"])):
         with pytest.raises(SystemExit):
             command.main([*flags, "--batch-size", "-1", "2", "2"])

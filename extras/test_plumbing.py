@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def test_a_wav_file_is_read_beyond_what_its_header_says(tmp_path):
         return len(found) / 16000
 
     tags = b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf60.16.100\0"
+    whole_sizes = struct.pack("<4sIQQQI", b"ds64", 28, whole + 72, whole, whole // 2, 0)
     picture = b"id3 " + struct.pack("<I", 200_000) + bytes(range(250)) * 800
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, part + 72, part, part // 2, 0)
     for file in (
@@ -93,6 +95,7 @@ def test_a_wav_file_is_read_beyond_what_its_header_says(tmp_path):
         wav(content, whole, after=tags),
         wav(content, whole, after=picture + tags),
         wav(content, whole, before=tags),
+        wav(content, 0xFFFFFFFF, 0xFFFFFFFF, before=whole_sizes, after=picture + tags, kind=b"RF64"),
         wav(content, 0xFFFFFFFF, 0xFFFFFFFF, before=sizes, kind=b"RF64"),
     ):
         path.write_bytes(file)
@@ -388,6 +391,23 @@ def test_a_second_less_than_promised_is_no_cut():
         plumbing.warn_if_short("a.wav", 9.0, 10.0)
     with pytest.warns(UserWarning, match="a.wav: its sound ends after 0:09, its header says 0:10"):
         plumbing.warn_if_short("a.wav", 8.9, 10.0)
+
+
+def test_what_the_header_of_a_sound_file_promises():
+    def promised(frames, subtype="PCM_16"):
+        return plumbing.promised_frames(SimpleNamespace(extra_info="", frames=frames, subtype=subtype), 5)
+
+    assert promised(1000) == 1000 and promised(1000, "MPEG_LAYER_III") == 990  # an MP3's guesses, to a hundredth
+    assert promised(2**63 - 1) == 5  # it does not know
+
+
+def test_bytes_in_a_few_places_are_read_as_others(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    with plumbing.Mended(tmp_path / "x", {4: b"ab", 9: b"c"}) as file:
+        for begin in range(10):
+            buffer = bytearray(3)
+            file.seek(begin)
+            assert buffer[: file.readinto(buffer)] == b"0123ab678c"[begin : begin + 3]
 
 
 def test_rates_from_1_to_400_khz_are_read(tmp_path):

@@ -103,7 +103,7 @@ def noise_at(path, seconds, *intervals, rate=16000):
 
 def test_an_event_across_a_window_border_comes_out_once(tmp_path):
     intervals = [(4.2, 5.9), (9.2, 11.3), (14.0, 26.0), (29.0, 30.1)]  # windows begin at 5.008 k and end 10 s later
-    path = noise_at(tmp_path / "a.wav", 30.1, *intervals)
+    path = noise_at(tmp_path / "a.wav", 30.10005, *intervals)  # a sample more than whole milliseconds
     heard = predict.hear(listener(), path, {}, {})
     found = predict.events_of(listener(), "a.wav", heard)
     assert len(found) == 4 and heard.windows == 6 and heard.seconds == 30.1

@@ -178,8 +178,9 @@ def test_checkpoints_must_have_the_form_of_those_that_are_written(tmp_path, smal
     runs.keeper(tmp_path, config, data)(1, *parts, [0.1] * 4, {"EBF1": 0.5})
     path = tmp_path / "checkpoint.pt"
     good = torch.load(path, weights_only=True)
-    fresh = train.new_networks(config, data, CPU)
-    assert runs.resume(tmp_path, config, data, *fresh)[1] == 1  # each case below has one fault
+    fresh, both = train.new_networks(config, data, CPU), data.visual_statistics | {"tce": ()}
+    resumed, epochs = runs.resume(tmp_path, config, replace(data, visual_statistics=both), *fresh)
+    assert epochs == 1 and [*resumed.visual_statistics] == ["openl3", "tce"]  # each case below has one fault
     assert same_weights(fresh[0].state_dict(), good["student"]) and same_weights(fresh[1].state_dict(), good["teacher"])
     momenta = ([values["exp_avg"] for values in o.state.values()] for o in (optimizer, fresh[2]))
     assert all(map(torch.equal, *momenta))
