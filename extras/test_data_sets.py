@@ -387,7 +387,7 @@ def test_a_folder_without_a_list_is_read_in_the_order_of_names(tmp_path, monkeyp
 def test_a_file_of_a_stream_is_of_one_test_clip(tmp_path):
     rows = tiny_rows()
     rows["validation"], rows["public"] = rows["validation"] + ["same.wav"], rows["public"] + ["same.wav"]
-    with pytest.raises(InputError, match=r"validation/same\.wav and .*public/same\.wav: two clips, but one .*same\.npy"):
+    with pytest.raises(InputError, match=r"validation/same\.wav and .*public/same\.wav: two clips, but one "):
         loaded(write_tiny(tmp_path / "set", rows), ["openl3"])
 
 
