@@ -263,8 +263,9 @@ def test_attention_weights(tmp_path, base):
     assert np.array_equal(flat[2, 0], weights[2, 0])
     after = train.predict(trained.student, trained.data, clip, [0.5], CPU)[0.5][0]
     assert not np.array_equal(before, after) and before.shape == after.shape
-    trained.audio_weight = 1.0
-    assert predict.cross_attention(trained, clip)[0] == ["log-mel"]
+    for share, used in ((0.99, ["log-mel", "tce"]), (1.0, ["log-mel"])):
+        trained.audio_weight = share
+        assert predict.cross_attention(trained, clip)[0] == used
 
 
 # --- files that need ffmpeg ------------------------------------------------------------------------------------------

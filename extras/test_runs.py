@@ -321,4 +321,11 @@ def test_a_row_is_of_public_evaluation():
     scores = {name: dict.fromkeys(train.SCORES, value) for name, value in (("validation", 0.1), ("public", 0.2))}
     heading, row = train.row(tiny_config(""), {"infer_weight": 0.75, "scores": scores}).split("\n")
     assert row.split() == ["transformer", "+", "openl3", "0.75", "0.25", "20.00", "20.00", "20.00", "0.2000", "0.2000"]
-    assert heading.split()[1:] == [*train.SCORES]
+    assert heading.split()[1:] == [*train.SCORES] and train.encoder_weights(0.75, 2) == "0.75 0.125 0.125"
+
+
+def test_streams_stay_in_the_order_that_was_asked_for(small):
+    data = scored_data()[0]
+    data.visual_statistics |= {"tce": [np.zeros(3), np.ones(3)]}
+    student, *_ = train.new_networks(tiny_config("", visual=("tce", "openl3")), data, CPU)
+    assert student.streams == ["tce", "openl3"] and [x[0].in_features for x in student.visual_inputs] == [3, 1]
