@@ -9,12 +9,12 @@ and so is one that takes a sound file which was cut.
 """
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +31,8 @@ import torch
 import features
 import train
 from extras import boes2019, embeddings, plumbing, predict, runs, score, tables
-from test_avsed import HERE, LAYOUT, quiet, shrink, tiny_config, tiny_rows, write_tiny
+from extras.test_processes import Program
+from test_avsed import LAYOUT, quiet, shrink, tiny_config, tiny_rows, write_tiny
 
 ROOM, SLOW = 3 * 2**30, 20  # bytes beyond what the process has mapped when it starts; seconds
 CPU = torch.device("cpu")
@@ -437,14 +438,15 @@ def fuzz(seconds, folder):
 
 def test_damaged_files_are_taken_or_refused_in_one_line(tmp_path):
     seconds = os.environ.get("AVSED_FUZZ_SECONDS", "0")
-    command = [sys.executable, "-X", "faulthandler", "-m", "extras.test_fuzz", seconds, str(tmp_path)]
-    done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    assert done.returncode == 0, f"{done.stdout}\nlast: {(tmp_path / 'last').read_text()}, exit code {done.returncode}"
+    program = Program("-m", "extras.test_fuzz", seconds, tmp_path)
+    said = "".join(program.communicate(3600 + float(seconds)))
+    print(said)
+    assert program.returncode == 0, f"{said}\nlast: {(tmp_path / 'last').read_text()}, exit code {program.returncode}"
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    faulthandler.enable()
     if sys.argv[1] in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             print(outcome(sys.argv[1], int(sys.argv[2]), Samples(Path(folder)), Path(folder) / "x"))

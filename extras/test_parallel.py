@@ -1,10 +1,8 @@
 """Tests of a run that several processes share"""
 
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 
 import torch
@@ -12,8 +10,9 @@ import torch
 import train
 from extras import parallel
 from extras.test_bad_input import refused
+from extras.test_processes import Program
 from extras.test_runs import DIES
-from test_avsed import BATCH, HERE, numbered_clips, small, tiny_config, weights_of, write_tiny  # noqa: F401
+from test_avsed import BATCH, numbered_clips, small, tiny_config, weights_of, write_tiny  # noqa: F401
 
 
 def test_ranks_share_the_batch_of_one_process(monkeypatch, capsys):
@@ -80,13 +79,9 @@ def start_ranks(*programs):
     """Processes as torchrun would start them, one for each program, so that it is known which is which"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    settings = {**os.environ, **address, "WORLD_SIZE": str(len(programs)), "PYTHONPATH": str(HERE)}
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    return [
-        subprocess.Popen([sys.executable, "-c", *map(str, program)], env={**settings, "RANK": str(i)}, **pipes)
-        for i, program in enumerate(programs)
-    ]
+        settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    settings["WORLD_SIZE"] = str(len(programs))
+    return [Program("-c", *program, **settings, RANK=str(i)) for i, program in enumerate(programs)]
 
 
 def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkeypatch, small):
@@ -94,7 +89,7 @@ def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkey
     flags = "--epochs 2 --batches 2 --batch-size 2 2 2 --visual openl3 --base conformer --train-weight random".split()
     flags += ["--device", "cpu", "--data", write_tiny(tmp_path / "set"), "--out"]
     ranks = start_ranks([STEADY, *flags, out], [DIES + STEADY, *flags, out])
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    errors = [rank.communicate()[1] for rank in ranks]
     # the other one does not wait for ever, and leaves its last checkpoint as it was
     assert ranks[1].returncode == -signal.SIGKILL and ranks[0].returncode == 2 and "Traceback" not in errors[0]
     assert re.search("^error: rank 0: .*start all ranks again with --resume$", errors[0], re.M)
@@ -105,7 +100,7 @@ def test_two_ranks_train_as_one_process_though_one_of_them_dies(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags), str(one)])
     exec(STEADY, {})  # meanwhile
     for rank in ranks:
-        error = rank.communicate(timeout=300)[1]
+        _, error = rank.communicate()
         assert rank.returncode == 0 and "error" not in error, error
     first, second = weights_of(one), weights_of(out)
     for name in first:

@@ -24,7 +24,8 @@ import features
 import train
 from extras import boes2019, embeddings, fayek2020, plumbing, predict, runs, tagging
 from extras.plumbing import InputError
-from test_avsed import HERE, quiet, run, write_tiny, write_wav
+from extras.test_processes import Program
+from test_avsed import quiet, run, write_tiny, write_wav
 
 
 def with_end(ogg, n_samples):
@@ -556,16 +557,14 @@ def test_a_process_short_of_memory_says_so(tmp_path):
     content = (tmp_path / "lies.npy").read_bytes()
     (tmp_path / "lies.npy").write_bytes(content.replace(b"(64, 6), }      ", b"(64, 600000), } "))
     soundfile.write(tmp_path / "a.wav", np.zeros((160000, 80)), 16000)
-    command = [sys.executable, "-c", STARVED.replace("\\\\", "\\"), tmp_path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=HERE, env=environment, stderr=subprocess.PIPE, text=True)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("note")]
+    _, errors = Program("-c", STARVED.replace("\\\\", "\\"), tmp_path).communicate()
+    lines = [line for line in errors.splitlines() if not line.startswith("note")]
     names = ["a.pt", "old.pt", "cannot allocate", "a.npy", "a.npy", "a.wav", "b.pt"]
-    assert len(lines) == 9 and not (tmp_path / "b.pt").exists(), done.stderr
+    assert len(lines) == 9 and not (tmp_path / "b.pt").exists(), errors
     for line, name in zip(lines, names):
-        assert line.startswith("error: out of memory: ") and name in line, done.stderr
-    assert "lies.pt: not a checkpoint of this program (promises more" in lines[7], done.stderr
-    assert lines[8].startswith("ValueError"), done.stderr
+        assert line.startswith("error: out of memory: ") and name in line, errors
+    assert "lies.pt: not a checkpoint of this program (promises more" in lines[7], errors
+    assert lines[8].startswith("ValueError"), errors
 
 
 def test_damage_is_said_only_of_what_can_be_read(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from extras.score import read_scores, score_frames
 from extras.test_bad_input import refused
 from extras.test_embeddings import CLOCK, film, times_shown, with_ffmpeg
 from extras.test_page import Tags, browser, content_of, with_chromium  # noqa: F401
+from extras.test_processes import Program
 from test_avsed import HERE, quiet, shrink, write_tiny, write_wav
 from test_avsed import run as run_train
 
@@ -688,9 +689,8 @@ def test_events_from_python(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text("import avsed, test_avsed as t\nt.shrink(setattr)\navsed.DECODER_BLOCKS = 3\n")
     say = "import small; from extras.predict import events, load_model; model = load_model('m.pt')"
     (tmp_path / "use.py").write_text(f"{say}\nopen('said', 'w').write(repr(events(model, 'street.wav')))\n")
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, check=True)
-    assert done.stdout == done.stderr == b""
+    program = Program("-m", "use", cwd=tmp_path, PYTHONPATH=str(HERE))
+    assert program.communicate() == ("", "") and program.returncode == 0
     rows = ast.literal_eval((tmp_path / "said").read_text())
     assert [row[:4] for row in rows] == [("street.wav", 0.0, 13.0, label) for label in CLASSES]
     terminal = io.StringIO()

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +18,8 @@ import train
 from extras import runs
 from extras.plumbing import InputError
 from extras.test_bad_input import refused
-from test_avsed import CPU, HERE, LAYOUT, SHORT, quiet, run, same_weights, small, tiny_config, training_statistics  # noqa: F401
+from extras.test_processes import Program
+from test_avsed import CPU, LAYOUT, SHORT, quiet, run, same_weights, small, tiny_config, training_statistics  # noqa: F401
 from test_avsed import scored_data, weights_of, write_tiny
 
 
@@ -44,9 +43,9 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, capsys, small):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     base = "--epochs 2 --batches 2 --batch-size 1 1 2 --train-weight random --visual openl3 tce".split()
     base += ["--data", write_tiny(tmp_path / "set", streams=("openl3", "tce"))]
-    command = [sys.executable, "-c", f"{DIES}\ntrain.main(sys.argv[1:])", *base, "--out", killed]
-    with subprocess.Popen(list(map(str, command)), cwd=HERE, stdout=subprocess.DEVNULL) as dies:
-        run(*base, "--out", whole)  # meanwhile
+    dies = Program("-c", f"{DIES}\ntrain.main(sys.argv[1:])", *base, "--out", killed)
+    run(*base, "--out", whole)  # meanwhile
+    dies.communicate()
     assert dies.returncode == -signal.SIGKILL
     assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] == 1 and not (killed / "model.pt").exists()
     assert "holds a run already" in refused(capsys, *base, "--out", killed)
@@ -109,10 +108,11 @@ def test_a_folder_at_work_and_changed_labels_are_refused(tmp_path, capsys, small
     flags = ["--data", root, "--out", out, *"--epochs 1 --batches 1 --batch-size 1 1 1".split()]
     hold = "import sys, time; from extras import runs; from pathlib import Path\n"
     hold += "with runs.claimed(Path(sys.argv[1])) as mine:\n print(mine, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(out)], cwd=HERE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"True\n"
-        assert "another process is at work there" in refused(capsys, *flags)
-        other.kill()
+    other = Program("-c", hold, out)
+    assert other.stdout.readline() == "True\n"
+    assert "another process is at work there" in refused(capsys, *flags)
+    os.kill(other.pid, signal.SIGKILL)
+    other.communicate()
     run(*flags)  # a claim ends with its process
     for name, old, new in (("weak", "w2.wav\tDog", "w2.wav\tCat"), ("validation", "0.500\t1.200", "0.500\t1.300")):
         table = root / "metadata" / LAYOUT[name][0]

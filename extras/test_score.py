@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import tracemalloc
 import warnings
 
@@ -16,9 +14,10 @@ import features
 import metrics
 import train
 from extras import score
+from extras.test_processes import Program
 from features import InputError
 from metrics import PSDS2
-from test_avsed import CPU, HERE, quiet, run, scored_data, small, tiny_config, write_tiny  # noqa: F401
+from test_avsed import CPU, quiet, run, scored_data, small, tiny_config, write_tiny  # noqa: F401
 
 HEAD = "filename\tonset\toffset\tevent_label\n"
 
@@ -241,9 +240,9 @@ def test_control_characters_are_shown_escaped(tmp_path, capsys):
 
 def test_command_in_a_shell(tmp_path):
     path = written(tmp_path, HEAD + "a.wav\t1\t2\tA\n")
-    program = [sys.executable, "-m", "extras.score", path, path]
-    done = subprocess.run(program, cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 0 and "1.0000" in done.stdout and done.stderr == ""
+    program = Program("-m", "extras.score", path, path)
+    printed, errors = program.communicate()
+    assert program.returncode == 0 and "1.0000" in printed and errors == ""
 
 
 def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -17,8 +15,9 @@ import features
 import metrics
 import train
 from extras import plots, runs, tables
+from extras.test_processes import Program
 from metrics import PSDS1, PSDS2
-from test_avsed import HERE, quiet, small, write_tiny  # noqa: F401
+from test_avsed import quiet, small, write_tiny  # noqa: F401
 
 SHORT = "--base transformer --epochs 1 --batches 1 --batch-size 1 1 2".split()
 
@@ -261,19 +260,15 @@ def test_a_table_is_filled_by_several_processes_and_nothing_is_done_twice(tmp_pa
     base = [5, "--data", root, "--runs", 1, "--seed", 1, "--out", tmp_path / "t", *SHORT]
     program = "import sys, test_avsed; test_avsed.shrink(); from extras import tables; tables.main(sys.argv[1:])"
     processes = [  # as torchrun starts them
-        subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, base)], cwd=HERE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
+        Program("-c", program, *base, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2") for rank in ("0", "1")
+    ]
     data = features.load_dataset(root, ["openl3"], tmp_path / "cache", log=quiet)  # meanwhile
     config = train.Config(str(root), ("openl3",), "transformer", 0.5, 0.75, 1, 1, (1, 1, 2), 1, "fp32")
     with runs.claimed(tmp_path / "alone"):
         train.complete_run(config, data, tmp_path / "alone", torch.device("cpu"), runs.Log())
     capsys.readouterr()
-    printed = processes[0].communicate()[0]
-    assert [process.wait() for process in processes] == [0, 0]
+    (printed, _), _ = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
     assert "Table 5, runs: 1" in printed and "incomplete" not in printed
     assert "visual/vgg16: its rows are left out" in printed and "cannot be compared" in printed
     names = {"transformer-audio-w1.0-1", "transformer-openl3-w0.5-1"}

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from extras import cells, page, plots, toy
+from extras.test_processes import Program
 from test_avsed import HERE, run, small  # noqa: F401
 
 SCRIPT = '''"""No cell"""
@@ -92,9 +91,10 @@ def test_a_script_becomes_a_page(tmp_path, monkeypatch, capsys):
 def test_the_table_of_shapes_needs_nothing(tmp_path):
     hide = "import sys; sys.modules['matplotlib'] = None; import runpy; sys.argv = ['tour', '--shapes']"
     code = f"{hide}; sys.path.insert(0, {str(HERE)!r}); runpy.run_module('extras.tour', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
-    shapes = dict(re.findall(r"(?m)^(.*?)  +(\(.*\))$", done.stdout))
+    program = Program("-c", code, cwd=tmp_path)
+    printed, errors = program.communicate()
+    assert program.returncode == 0 and not list(tmp_path.iterdir()), errors
+    shapes = dict(re.findall(r"(?m)^(.*?)  +(\(.*\))$", printed))
     # Table 3: three stacks halve time and frequency, three more frequency only; then 64 frames, and the token
     assert [shapes[f"CNN, stack {k}"] for k in (1, 3, 6)] == ["(1, 16, 256, 32)", "(1, 64, 64, 8)", "(1, 128, 64, 1)"]
     assert shapes["log-mel"] == "(1, 512, 64)" and shapes["decoder, all 3 blocks"] == "(1, 65, 128)"
