@@ -1417,10 +1417,14 @@ def test_every_flag_that_changes_training_changes_the_weights(tmp_path, monkeypa
     run(*base, "--infer-weight", 1, "--out", tmp_path / "same")
     assert same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / "same"))
     assert json.loads((tmp_path / "same/metrics.json").read_text())["infer_weight"] == 1
-    changes = ["--seed 1", "--train-weight 0.25", "--train-weight random", "--batch-size 1 1 2", "--epochs 1"]
+    base += ["--epochs", 1]
+    run(*base, "--out", tmp_path / "1")
+    short = weights_of(tmp_path / "1")
+    assert not same_weights(short, weights_of(tmp_path / "0"))
+    changes = ["--seed 1", "--train-weight 0.25", "--train-weight random", "--batch-size 1 1 2"]
     for changed in (*changes, "--batches 2", "--precision bf16"):
         run(*base, *changed.split(), "--out", tmp_path / changed)
-        assert not same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / changed)), changed
+        assert not same_weights(short, weights_of(tmp_path / changed)), changed
 
 
 # --- train.py: tuning and scoring (Boes 2022, Sec. 3.1.3, 3.2.2) -----------------------------------------------------
