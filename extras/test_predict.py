@@ -15,6 +15,7 @@ import time
 import tracemalloc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -665,6 +666,17 @@ def test_an_interrupted_call_goes_on(tmp_path, capsys, monkeypatch):
     assert done_anew("--threshold", "1") == ["a.wav", "b.wav", "c.wav"]
 
 
+def test_pages_are_made_anew_for_other_true_events(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    kept = []
+    for reference in (None, tmp_path / "a", tmp_path / "b", tmp_path / "b"):
+        args = dict(model=tmp_path / "a", weights=[], visual_file=[], threshold=None, min_score=None)
+        predict.begin_folder(SimpleNamespace(**args, reference=reference, out=tmp_path / "out"))
+        kept.append((tmp_path / "out/settings.json").read_text())
+    assert len({*kept}) == 3 and kept[2] == kept[3]
+
+
 @with_ffmpeg
 def test_stdin_is_a_recording(tmp_path, capsys, monkeypatch):
     model, path = tiny_model(tmp_path / "m.pt"), noise_at(tmp_path / "a.wav", 2, (0, 1))
@@ -726,7 +738,8 @@ def page_of(tmp_path, capsys, hears_two):
     bursts = [(1.5, 3), (5, 6), (62, 65.2), (70, 71)]
     path = noise_at(tmp_path / "<a> & 'b'.wav", 71, *bursts)
     truth = tmp_path / "true.tsv"
-    truth.write_text(f"filename\tonset\toffset\tevent_label\n{path.name}\t1.0\t3.5\tSound\n{path.name}\t9\t9.5\tFox\n")
+    rows = f"{path.name}\t1.0\t3.5\tSound\n{path.name}\t9\t9.5\tFox\nanother.wav\t2\t3\tSound\n"
+    truth.write_text(f"filename\tonset\toffset\tevent_label\n{rows}")
     run(tmp_path / "m.pt", path, "--out", tmp_path / "out", "--page", "--reference", truth)
     table = capsys.readouterr().out
     return tmp_path / f"out/{path.name}.html", table
