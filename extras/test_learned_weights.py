@@ -69,7 +69,7 @@ def test_a_run_from_the_first_batch_to_the_scores(tmp_path, small, capsys):  # n
 
 def test_the_acoustic_weight_of_each_clip_by_hand(small):  # noqa: F811
     network, rng = LearnedWeights(2, {"openl3": 7}), np.random.default_rng(0)
-    for worth, bias in zip(network.weigh.worth, (0.0, np.log(3.0))):  # video is worth three times as much
+    for worth, bias in zip(network.weigher.worth, (0.0, np.log(3.0))):  # video is worth three times as much
         torch.nn.init.zeros_(worth.weight), torch.nn.init.constant_(worth.bias, bias)
     part = features.Partition("public", None, 3, ["a.wav", "b.wav", "c.wav"])
     part.log_mel = rng.standard_normal((3, 512, 64)).astype(np.float32)
