@@ -105,7 +105,7 @@ def test_vectors_stay_with_their_clip(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.ones(3))
     for paths in ([None, path], [path, None]):  # the same file, of another clip
-        rows = tagging.gather("x", paths, np.load, tmp_path / "cache", quiet)
+        rows = tagging.gather(np.load, "x", paths, np.load, tmp_path / "cache", quiet)
         assert rows.tolist() == [[0.0 if of is None else 1.0] * 3 for of in paths]
 
 
