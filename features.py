@@ -301,7 +301,7 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
     if "log-mel" in visual:
         raise InputError(f"{root}/visual/log-mel: a visual stream cannot have this name; rename it")
     layout = plumbing.read_layout(root, PARTITIONS, needed)
-    partitions, classes = read_partitions(layout)
+    partitions, classes = read_partitions(layout, needed)
     files = {stream: visual_files(root / "visual" / stream) for stream in visual}
     for part in partitions.values():
         line = f"       {part.name:10} {part.listed:5d} listed, {len(part):5d} found"
@@ -335,8 +335,11 @@ def load_dataset(root, visual=(), cache=None, log=print, needed=(*TRAINING, "val
     return DataSet(classes, partitions, *training_statistics(partitions, visual, cache, key))
 
 
-def read_lists(name, rows, classes=None):
-    """Lists of a partition, [(table, folder)] -> dicts of filename -> path of its audio, -> set of labels; events"""
+def read_lists(name, rows, classes=None, needed=False):
+    """Lists of a partition, [(table, folder)] -> dicts of filename -> path of its audio, -> set of labels; events.
+
+    needed: InputError where they name no clip
+    """
     paths, labels, events = {}, {}, []
     for table, folder in rows:
         on_disk, timed = plumbing.files_in(folder), []
@@ -354,19 +357,21 @@ def read_lists(name, rows, classes=None):
         paths |= {f: on_disk.get(f, folder / f) for f in clips}
         labels |= clips
         events += timed
+    if needed and not paths:
+        raise InputError(f"{rows[0][0] or rows[0][1]}: the list of '{name}' is empty; {plumbing.why_needed(name)}")
     return paths, labels, events
 
 
-def read_partitions(layout):
+def read_partitions(layout, needed=()):
     """Tables and a look into the audio folders -> dict of Partition (features still empty), sorted class names"""
-    lists = {name: read_lists(name, layout.get(name, ())) for name in TRAINING}
+    lists = {name: read_lists(name, layout.get(name, ()), None, name in needed) for name in TRAINING}
     # ours: the classes are those that training can teach, from strong and weak labels together. A label that the strong
     # list never has counts as absent from every strong clip. A label that only test clips have is an error.
     classes = sorted(set().union(*(tags for _, labels, _ in lists.values() for tags in labels.values())))
     if not classes:
         tables = [str(table) for name in ("strong", "weak") for table, _ in layout.get(name, ())]
         raise InputError(f"{', '.join(tables) or 'no list'}: hold no label; there must be a class to learn")
-    lists |= {name: read_lists(name, layout.get(name, ()), classes) for name in TESTS}
+    lists |= {name: read_lists(name, layout.get(name, ()), classes, name in needed) for name in TESTS}
     partitions = {}
     for name, (paths, labels, events) in lists.items():
         found = {f: path for f, path in paths.items() if os.path.isfile(path)}

@@ -188,9 +188,12 @@ def psds_by_definition(
         for c in classes:
             refs = [r for r in truth if r[3] == c]
             # detection tolerance criterion: the ground truth of its class covers enough of the detection
-            of_class = [d for d in found if d[3] == c]
-            passing = [d for d in of_class if covered(d, refs, dtc_threshold)]
-            failing = [d for d in of_class if not covered(d, refs, dtc_threshold)]
+            passing, failing = [], []
+            for d in [d for d in found if d[3] == c]:
+                if covered(d, refs, dtc_threshold):
+                    passing.append(d)
+                else:
+                    failing.append(d)
             # ground truth intersection criterion: passing detections cover enough of the ground truth event
             tpr = sum(covered(r, passing, gtc_threshold) for r in refs) / len(refs)
             # false positives: what fails, and begins within its clip; ours: files without duration have none
@@ -366,14 +369,12 @@ def tune_psds_by_definition(scores, filenames, ground_truth, durations, classes,
     """
     windows = []
     for c, label in enumerate(classes):
-        best, best_window = 0.0, 1
+        series, best, best_window = scores[:, :, c : c + 1], 0.0, 1
         for window in TUNING_WINDOWS:
             detections = []
             for threshold in THRESHOLDS_50:
-                series = scores[:, :, c : c + 1]
-                detections.append(
-                    scores_to_events(series, filenames, [label], threshold, window, frame_hop, durations)
-                )
+                found = scores_to_events(series, filenames, [label], threshold, window, frame_hop, durations)
+                detections.append(found)
             # no other class is detected, so this is the area of the class, divided by the number of classes
             area = psds_by_definition(ground_truth, detections, durations, classes, **{**criteria, "alpha_st": 0.0})
             if round(area, 12) > best:
@@ -1044,7 +1045,7 @@ def _roc(curves, criteria):
 
 def _best(f1):
     """Grid (windows, thresholds) -> indices of its best cell, by the rule for ties of THRESHOLDS_IN_ORDER"""
-    in_order = np.argsort(np.abs(TUNING_THRESHOLDS - 0.5).round(6), kind="stable")  # of 0.5, 0.4, 0.6, 0.3 ... 0.9
+    in_order = np.searchsorted(TUNING_THRESHOLDS, THRESHOLDS_IN_ORDER)
     window, i = np.unravel_index(np.argmax(f1[:, in_order]), f1.shape)  # where several are best, argmax finds the first
     return window, in_order[i]
 

@@ -613,20 +613,7 @@ def read_layout(root, partitions, needed=()):
             raise InputError(f"{path}: no row of {name}; {why_needed(name)}")
         if name not in layout:
             raise InputError(f"{metadata / partitions[name][0]}: no such file; {why_needed(name)}")
-        if not any(lists_clips(*pair) for pair in layout[name]):
-            raise InputError(f"{layout[name][0][0] or root}: the list of '{name}' is empty; {why_needed(name)}")
     return layout
-
-
-def lists_clips(table, folder):
-    """Does a list have rows below its first line, or without a table, sound in its folder?"""
-    if table is None:
-        return any(map(is_sound, files_in(folder)))
-    try:
-        header, *rows = read_text(table).split("\n")
-    except ValueError:
-        return True  # who reads the rows will tell
-    return not header or any(row.strip() for row in rows)
 
 
 def why_needed(partition):

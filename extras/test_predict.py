@@ -326,10 +326,7 @@ CHANGES = {  # file: options of its two halves
 def test_sound_whose_form_changes_keeps_its_times(tmp_path, name):
     parts = []
     for hertz, options in zip((440, 880), CHANGES[name]):
-        try:
-            parts.append(film(tmp_path / f"{hertz}{name}", f"sine={hertz}:d=3:r=48000", options=options.split()))
-        except subprocess.CalledProcessError:
-            pytest.skip(f"this ffmpeg cannot write {name}")
+        parts.append(film(tmp_path / f"{hertz}{name}", f"sine={hertz}:d=3:r=48000", options=options.split()))
     path = tmp_path / name
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     sound = np.concatenate(list(predict.read_blocks(path)))
